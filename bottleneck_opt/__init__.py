@@ -1,0 +1,28 @@
+"""Make a trained PyTorch network smaller, and see what changed."""
+
+from bottleneck_opt.budget import Budget
+from bottleneck_opt.errors import (
+    BottleneckOptError,
+    BudgetError,
+    FileError,
+    InputError,
+    ModelError,
+    NotAvailableError,
+    PassError,
+    PatternError,
+    RewriteError,
+)
+from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.optimizer import optimize
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.profiling import draw, profile
+from bottleneck_opt.result import Result
+from bottleneck_opt.saving import load
+from bottleneck_opt.tracing import trace
+from bottleneck_opt.version import VERSION as __version__
+
+__all__ = [
+    "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
+    "PassError", "PatternError", "Plan", "Result", "RewriteError", "Traced", "__version__", "draw", "load", "optimize",
+    "profile", "trace",
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""How small the result must be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bottleneck_opt.errors import BudgetError, NotAvailableError
+from bottleneck_opt.graph import Cost
+
+UNITS = ("macs", "params")
+_LATER = ("latency", "memory")
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)$", re.IGNORECASE)
+Amount = float | int | str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the result. A number in (0, 1] is a ratio of the original; ``"2G"`` or a number above 1 is absolute.
+
+    Attributes:
+        macs: Multiply-adds.
+        params: Parameters.
+
+    Example:
+        >>> Budget(macs=0.5, params="10M").limits(Cost(macs=1000, params=20_000_000))
+        {'macs': 500, 'params': 10000000}
+    """
+
+    macs: Amount | None = None
+    params: Amount | None = None
+    latency: Amount | None = None
+    memory: Amount | None = None
+
+    def __post_init__(self) -> None:
+        for unit in _LATER:
+            if getattr(self, unit) is not None:
+                raise NotAvailableError(
+                    f"budget {unit}={getattr(self, unit)}: this version limits macs and params only. "
+                    "Use budget='macs=0.5' and read the measured milliseconds in the report."
+                )
+        if self.macs is None and self.params is None:
+            raise BudgetError("budget: nothing is limited; expected macs= or params=. Write budget=0.5 or 'macs=0.5'.")
+        for unit in UNITS:
+            _read_amount(unit, getattr(self, unit))
+
+    def limits(self, cost: Cost) -> dict[str, int]:
+        """The most the result may cost, for each limited unit, for a model of this cost."""
+        amounts = {unit: _read_amount(unit, getattr(self, unit)) for unit in UNITS}
+        return {
+            unit: int(amount * getattr(cost, unit)) if amount <= 1 else int(amount)
+            for unit, amount in amounts.items()
+            if amount is not None
+        }
+
+    def describe(self) -> str:
+        """The budget as it may be typed: ``macs=0.5,params=10M``."""
+        return ",".join(f"{unit}={getattr(self, unit)}" for unit in UNITS if getattr(self, unit) is not None)
+
+
+def _read_amount(unit: str, amount: Amount | None) -> float | None:
+    if amount is None:
+        return None
+    if isinstance(amount, str):
+        match = _NUMBER.match(amount.strip())
+        value = float(match[1]) * _SCALES[match[2].lower()] if match else -1.0
+    else:
+        value = float(amount)
+    if not value > 0 or value == float("inf"):
+        raise BudgetError(
+            f"budget {unit}={amount!r}: expected a ratio in (0, 1] or an absolute number such as 2G or 10M. "
+            f"Write for instance {unit}=0.5."
+        )
+    return value
+
+
+def read_budget(given: float | str | Budget | Mapping[str, Amount] | None) -> tuple[Budget, bool]:
+    """The budget, and whether the user typed one (the default of half the MACs is only an aim).
+
+    Raises:
+        BudgetError: It cannot be read.
+        NotAvailableError: It limits something that this version cannot.
+    """
+    if given is None:
+        return Budget(macs=0.5), False
+    if isinstance(given, Budget):
+        return given, True
+    if isinstance(given, Mapping):
+        return _from_amounts(given), True
+    if isinstance(given, str) and "=" in given:
+        return _from_amounts(dict(_split(part) for part in given.split(","))), True
+    return Budget(macs=given), True
+
+
+def _split(part: str) -> tuple[str, str]:
+    unit, _, amount = part.partition("=")
+    return unit.strip(), amount.strip()
+
+
+def _from_amounts(amounts: Mapping[str, Amount]) -> Budget:
+    unknown = sorted(set(amounts) - {*UNITS, *_LATER})
+    if unknown:
+        raise BudgetError(
+            f"budget: unknown unit {', '.join(map(repr, unknown))}; expected {', '.join(UNITS)}. Write budget='macs=0.5'."
+        )
+    return Budget(**{unit: _ratio_or_text(amount) for unit, amount in amounts.items()})
+
+
+def _ratio_or_text(amount: Amount) -> Amount:
+    try:
+        return float(amount)
+    except ValueError:
+        return amount

@@ -1,0 +1,296 @@
+"""Run calibration data through a working copy and collect statistics.
+
+Two walks over the data. The first looks at what flows in and out of each layer (one forward pass a batch). The second asks
+how much the output feels a change at each layer: for a random direction ``v`` in output space, ``g = d(v . f(x))/dy`` at
+every output pixel ``y`` of the layer, and ``G = E[sum_positions g g^T]`` is the expected squared change of the output.
+With ``f`` scaled to unit variance, all predicted losses are relative squared changes of the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt.calibration_data import CalibrationData, place_batch
+from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
+from bottleneck_opt.layers import LINEAR, LayerSpec, pad_input
+from bottleneck_opt.progress import Advance
+from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale, Statistics, empty_moments
+
+OUTER_LIMIT = 8192
+CURVATURE_POSITIONS = 1024
+PROBE_MACS = 2e11
+MOST_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of the data to look at.
+
+    Attributes:
+        examples: Examples in the whole calibration set, over all parts of it that will be merged.
+        probes: Random output directions an example.
+        seed: Seed of positions and directions.
+        first_example: Number of the first example of this part.
+    """
+
+    examples: int
+    probes: int
+    seed: int
+    first_example: int = 0
+
+    def positions(self, width: int, available: int) -> int:
+        """Output positions to look at in each example: at least 49, about eight samples for each of ``width`` numbers."""
+        return min(available, max(49, -(-8 * width // max(self.examples, 1))))
+
+
+def choose_probes(examples: int, macs_per_example: float) -> int:
+    """Eight probes an example, fewer where a forward pass is expensive: about 2e11 multiply-adds in all, at least one."""
+    return int(max(1, min(MOST_PROBES, PROBE_MACS // max(examples * macs_per_example, 1))))
+
+
+def collect_statistics(
+    working: nn.Module, layers: Mapping[str, LayerSpec], data: CalibrationData, sampling: Sampling, *,
+    scales: tuple[OutputScale, ...] | None = None, advance: Advance = lambda: None,
+) -> Statistics:  # fmt: skip
+    """Statistics of some layers over calibration data.
+
+    Args:
+        working: A copy that may be run, in eval mode; it is left as it was.
+        layers: Descriptions of the layers to watch, by module path.
+        data: The batches.
+        sampling: How much to look at.
+        scales: Output scales to use; None takes them from this data. Parts of one data set that will be merged must use
+            the same.
+        advance: Called twice for each batch.
+    """
+    if not data.batches:
+        raise ValueError("no batches to collect statistics from")
+    sums = {path: _Sums(path, layer, sampling) for path, layer in layers.items()}
+    batches = list(_placed(data.batches, working))
+    with _hooks(working, {path: each.watch for path, each in sums.items()}):
+        found = _walk_forward(working, batches, sums.values(), advance)
+    scales = scales or found
+    taps = {path: each.tap for path, each in sums.items()}
+    with _hooks(working, taps), torch.enable_grad():
+        _walk_backward(working, batches, sums.values(), scales, sampling, advance)
+    return Statistics({path: each.statistics() for path, each in sums.items()}, data.examples, scales)
+
+
+def _placed(batches: Sequence[Inputs], working: nn.Module) -> Iterator[Inputs]:
+    parameter = next((p for p in working.parameters() if p.is_floating_point()), torch.zeros(()))
+    return (place_batch(batch, device=parameter.device, dtype=parameter.dtype) for batch in batches)
+
+
+@contextmanager
+def _hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    handles = [
+        model.get_submodule(path).register_forward_hook(hook, prepend=True, with_kwargs=True)
+        for path, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _walk_forward(
+    working: nn.Module, batches: Iterable[Inputs], sums: Iterable[_Sums], advance: Advance
+) -> tuple[OutputScale, ...]:
+    outputs: list[_Spread] = []
+    example = 0
+    for batch in batches:
+        for each in sums:
+            each.start_batch(example)
+        with torch.no_grad():
+            leaves = float_leaves(batch.call(working))
+        size = batch_size(batch)
+        outputs.extend(_Spread() for _ in leaves[len(outputs) :])
+        for spread, leaf in zip(outputs, leaves, strict=False):
+            spread.add(leaf, size)
+        example += size
+        advance()
+    return tuple(spread.scale(len(outputs)) for spread in outputs)
+
+
+def _walk_backward(
+    working: nn.Module, batches: Iterable[Inputs], sums: Iterable[_Sums], scales: Sequence[OutputScale],
+    sampling: Sampling, advance: Advance,
+) -> None:  # fmt: skip
+    sums = list(sums)
+    example = 0
+    for batch in batches:
+        anchor = torch.zeros((), requires_grad=True, device=_device(working))
+        for each in sums:
+            each.start_gradients(anchor, example, batch_size(batch))
+        leaves = float_leaves(batch.call(working))
+        pairs = [(leaf, scale) for leaf, scale in zip(leaves, scales, strict=False) if leaf.requires_grad]
+        generator = _generator(sampling, "probe", example)
+        for probe in range(sampling.probes if pairs else 0):
+            directions = [_direction(leaf, scale, generator) for leaf, scale in pairs]
+            keep = probe + 1 < sampling.probes
+            torch.autograd.grad([leaf for leaf, _ in pairs], [anchor], directions, retain_graph=keep, allow_unused=True)
+        example += batch_size(batch)
+        advance()
+
+
+def _direction(leaf: Tensor, scale: OutputScale, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
+    return (noise * scale.weight).to(leaf)
+
+
+def float_leaves(output: Any) -> list[Tensor]:
+    """The floating tensors of an output, in order, without empty ones."""
+    return [leaf for leaf in find_tensors(output) if leaf.is_floating_point() and leaf.numel()]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _generator(sampling: Sampling, purpose: str, example: int) -> torch.Generator:
+    """Random numbers that depend on the seed, the purpose and the example, not on what ran before."""
+    key = f"{sampling.seed}/{purpose}/{sampling.first_example + example}"
+    return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+
+
+class _Spread:
+    """Running sums of one output tensor."""
+
+    def __init__(self) -> None:
+        self._count, self._total, self._squares, self._examples = 0, 0.0, 0.0, 0
+
+    def add(self, leaf: Tensor, examples: int) -> None:
+        values = leaf.detach().double()
+        self._count += values.numel()
+        self._total += float(values.sum())
+        self._squares += float(values.square().sum())
+        self._examples += examples
+
+    def scale(self, leaves: int) -> OutputScale:
+        mean = self._total / self._count
+        variance = max(self._squares / self._count - mean**2, 0.0)
+        return OutputScale(variance**0.5, self._count / max(self._examples, 1), leaves)
+
+
+class _Sums:
+    """Running sums of one layer, fed by forward hooks."""
+
+    def __init__(self, path: str, layer: LayerSpec, sampling: Sampling) -> None:
+        self._path, self._layer, self._sampling = path, layer, sampling
+        width = layer.offsets * layer.in_channels
+        wants_outer = layer.offsets > 1 and width <= OUTER_LIMIT
+        self._inputs = empty_moments(width, outer=wants_outer)
+        self._outputs = empty_moments(layer.out_channels, outer=True)
+        self._width = width if wants_outer else layer.out_channels
+        self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64)
+        self._probes = 0
+        self._generator = torch.Generator()
+        self._anchor = torch.zeros(())
+        self._counted: set[int] = set()
+
+    def start_batch(self, example: int) -> None:
+        self._generator = _generator(self._sampling, self._path, example)
+
+    def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        x, y = (args[0] if args else kwargs["input"]).detach(), output.detach()
+        positions = self._choose_positions(y)
+        self._inputs = _add_samples(self._inputs, take_patches(self._layer, x, positions))
+        self._outputs = _add_samples(self._outputs, take_pixels(self._layer, y, positions))
+
+    def _choose_positions(self, y: Tensor) -> Tensor:
+        available = _count_positions(self._layer, y)
+        wanted = self._sampling.positions(self._width, available)
+        if wanted == available:
+            return torch.arange(available)
+        return torch.randperm(available, generator=self._generator)[:wanted].sort().values
+
+    def start_gradients(self, anchor: Tensor, example: int, size: int) -> None:
+        self._anchor = anchor
+        self._counted = set()
+        self._batch = size
+        self.start_batch(example)
+
+    def tap(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+        """Let the gradient at this output be seen; the value stays the same."""
+        tapped = output + self._anchor.to(output.dtype)
+        available = _count_positions(self._layer, output)
+        if available > CURVATURE_POSITIONS:
+            positions = torch.randperm(available, generator=self._generator)[:CURVATURE_POSITIONS].sort().values
+        else:
+            positions = torch.arange(available)
+        first_call = not self._counted
+        self._counted.add(len(self._counted))
+        tapped.register_hook(lambda gradient: self._add_gradient(gradient, positions, available, count=first_call))
+        return tapped
+
+    def _add_gradient(self, gradient: Tensor, positions: Tensor, available: int, *, count: bool) -> None:
+        pixels = take_pixels(self._layer, gradient, positions)
+        scale = available / max(len(positions), 1)
+        self._curvature += (pixels.T @ pixels).double().cpu() * scale
+        self._probes += self._batch if count else 0
+
+    def statistics(self) -> LayerStatistics:
+        return LayerStatistics(self._inputs, self._outputs, self._curvature, self._probes)
+
+
+def _add_samples(moments: Moments, samples: Tensor) -> Moments:
+    """Add samples ``(n, d)``. Products run in the samples' precision, sums in float64."""
+    outer = moments.outer
+    if outer is not None:
+        outer += (samples.T @ samples).double().cpu()
+    exact = samples.double()
+    return Moments(
+        moments.count + len(samples), moments.total + exact.sum(0).cpu(),
+        moments.squares + float(exact.square().sum()), outer,
+    )  # fmt: skip
+
+
+def _count_positions(layer: LayerSpec, y: Tensor) -> int:
+    """Output positions an example; a Linear's examples are whatever axis 0 holds."""
+    if layer.kind == LINEAR:
+        return y.numel() // max(y.shape[-1] * (y.shape[0] if y.dim() > 1 else 1), 1)
+    return y.shape[-2] * y.shape[-1]
+
+
+def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
+    """Some output pixels ``(batch * positions, channels)`` of ``y (batch, channels, h, w)`` or ``(batch, ..., features)``."""
+    index = positions.to(y.device)
+    if layer.kind == LINEAR:
+        rows = y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])
+        return rows.index_select(1, index).reshape(-1, y.shape[-1])
+    flat = y.reshape(-1, y.shape[-3], y.shape[-2] * y.shape[-1])
+    return flat.index_select(2, index).transpose(1, 2).reshape(-1, y.shape[-3])
+
+
+def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
+    """Some input patches ``(batch * positions, offsets * channels)``, offset-major, with the layer's own padding.
+
+    Args:
+        layer: A Conv2d or a Linear, whose patch is its input row.
+        x: Input ``(batch, channels, h, w)`` or ``(batch, ..., features)``.
+        positions: Flat output positions.
+    """
+    if layer.kind == LINEAR:
+        return take_pixels(layer, x, positions)
+    padded = pad_input(layer, x.reshape(-1, *x.shape[-3:]))
+    windows = _windows(layer, padded)  # batch, channels, out h, out w, kernel h, kernel w
+    width = windows.shape[3]
+    index = positions.to(x.device)
+    chosen = windows[:, :, index // width, index % width]
+    return chosen.permute(0, 2, 3, 4, 1).reshape(-1, layer.offsets * layer.in_channels)
+
+
+def _windows(layer: LayerSpec, padded: Tensor) -> Tensor:
+    """A view of all kernel windows."""
+    for axis in (0, 1):
+        span = layer.dilation[axis] * (layer.kernel[axis] - 1) + 1
+        padded = padded.unfold(2 + axis, span, layer.stride[axis])[..., :: layer.dilation[axis]]
+    return padded

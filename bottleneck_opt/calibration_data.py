@@ -1,0 +1,154 @@
+"""Read the user's calibration data into batches of model calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bottleneck_opt.errors import InputError
+from bottleneck_opt.inputs import Inputs, batch_size, noise_batches, stretch_batch
+from bottleneck_opt.tracing import check_finite
+
+TENSOR_BATCH = 8
+NOISE_EXAMPLES = 32
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Batches on the CPU.
+
+    Attributes:
+        batches: Calls of the model.
+        examples: How many examples they hold, counted along axis 0.
+        description: In words, where they came from.
+        noise: They were made up.
+    """
+
+    batches: tuple[Inputs, ...]
+    examples: int
+    description: str
+    noise: bool = False
+
+
+def read_calibration(
+    calibration: Any, example: Inputs, *, given: Any, limit: int, seed: int, runs: Callable[[Inputs], bool]
+) -> CalibrationData:
+    """Batches of unlabelled data in the example call's form.
+
+    Args:
+        calibration: An iterable of batches, a Tensor (split along axis 0), or None for noise like the example.
+        example: The example call.
+        given: The ``inputs=`` the user gave, which decides how a tuple batch is read; None counts as a Tensor.
+        limit: Examples read at most.
+        seed: Of the noise.
+        runs: Says whether the model runs on a call; asked before noise is put into larger batches.
+
+    Raises:
+        InputError: The data is empty, of the wrong kind or shape, or holds NaN or Inf.
+    """
+    if limit < 1:
+        raise InputError(f"calibration_limit: got {limit}; expected at least 1. Pass how many examples may be read.")
+    if calibration is None:
+        larger = stretch_batch(example, min(TENSOR_BATCH, limit))
+        form = larger if runs(larger) else example
+        batches = noise_batches(form.map(_to_cpu), examples=min(NOISE_EXAMPLES, limit), seed=seed)
+        count = sum(batch_size(batch) for batch in batches)
+        return CalibrationData(tuple(batches), count, f"{count} examples of Gaussian noise", noise=True)
+    batches = _take(_iterate(calibration), lambda batch: _read_batch(batch, example, given), limit)
+    if not batches:
+        raise InputError(
+            f"calibration: the {type(calibration).__name__} holds no batch; expected at least one example. "
+            "Pass unlabelled inputs, or leave calibration= out to use noise."
+        )
+    for index, batch in enumerate(batches):
+        _check_batch(batch, example, f"calibration batch {index}")
+    count = sum(batch_size(batch) for batch in batches)
+    return CalibrationData(tuple(batches), count, f"{count} unlabelled examples")
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _iterate(calibration: Any) -> Iterable[Any]:
+    if isinstance(calibration, Tensor):
+        return calibration.split(TENSOR_BATCH) if calibration.dim() and len(calibration) else ()
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration: got {type(calibration).__name__}; expected a Tensor or an iterable of batches "
+            "(a DataLoader, a list of Tensors). Pass unlabelled inputs of the model."
+        )
+    return calibration
+
+
+def _take(batches: Iterable[Any], read: Callable[[Any], Inputs], limit: int) -> list[Inputs]:
+    """Read batches until they hold ``limit`` examples; the last one is cut to fit."""
+    taken: list[Inputs] = []
+    room = limit
+    for batch in batches:
+        inputs = read(batch).map(_to_cpu)
+        size = batch_size(inputs)
+        if size == 0:
+            continue
+        taken.append(inputs if size <= room else _cut(inputs, room))
+        room -= size
+        if room <= 0:
+            break
+    return taken
+
+
+def _cut(inputs: Inputs, examples: int) -> Inputs:
+    size = batch_size(inputs)
+    return inputs.map(lambda tensor: tensor[:examples] if tensor.dim() and tensor.shape[0] == size else tensor)
+
+
+def _read_batch(batch: Any, example: Inputs, given: Any) -> Inputs:
+    if isinstance(given, tuple | Mapping | Inputs) and not isinstance(given, Tensor):
+        return _read_structured(batch, example)
+    if isinstance(batch, list | tuple) and batch:
+        batch = batch[0]
+    if isinstance(batch, Tensor):
+        return Inputs((batch,))
+    raise _wrong_kind(batch, "a Tensor, or a list or tuple that starts with one")
+
+
+def _read_structured(batch: Any, example: Inputs) -> Inputs:
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], tuple | Mapping):
+        batch = batch[0]
+    if isinstance(batch, Mapping) and example.kwargs:
+        return Inputs((), {name: batch[name] for name in example.kwargs if name in batch})
+    if isinstance(batch, list | tuple) and example.args and len(batch) >= len(example.args):
+        return Inputs(tuple(batch[: len(example.args)]))
+    form = f"a dict with {', '.join(example.kwargs)}" if example.kwargs else f"a tuple of {len(example.args)} arguments"
+    raise _wrong_kind(batch, form)
+
+
+def _wrong_kind(batch: Any, expected: str) -> InputError:
+    return InputError(
+        f"calibration: a batch is a {type(batch).__name__}; expected {expected}, as inputs= has it. "
+        "Yield batches of the same form as the example input."
+    )
+
+
+def _check_batch(batch: Inputs, example: Inputs, where: str) -> None:
+    got, expected = batch.tensors(), example.tensors()
+    if len(got) != len(expected):
+        raise InputError(
+            f"{where}: got {batch.describe()}; expected the form of the example input, {example.describe()}."
+        )
+    for mine, other in zip(got, expected, strict=True):
+        if mine.dim() != other.dim() or mine.is_floating_point() != other.is_floating_point():
+            raise InputError(
+                f"{where}: got {batch.describe()}; expected the form of the example input, {example.describe()}, "
+                "with any batch size. Reshape or convert the calibration data."
+            )
+    check_finite(batch, where)
+
+
+def place_batch(batch: Inputs, *, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """A batch on a device, its floating tensors in a precision."""
+    return batch.map(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))

@@ -1,0 +1,152 @@
+"""The command line: parse, call the Python interface, print. Only here are errors caught and turned into exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bottleneck_opt.demo.run import run_demo
+from bottleneck_opt.diagrams import render_file
+from bottleneck_opt.errors import BottleneckOptError
+from bottleneck_opt.optimizer import optimize
+from bottleneck_opt.profiling import draw, profile
+from bottleneck_opt.registry import Listed, list_passes
+from bottleneck_opt.report import profile_json, report_json
+from bottleneck_opt.sources import find_function, find_model, read_calibration_file, read_shape
+from bottleneck_opt.version import VERSION
+
+app = typer.Typer(
+    help="Make a trained PyTorch network smaller, and see what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str, typer.Argument(help="torchvision:resnet50, timm:resnet50, package.module:factory or file.py:factory.")
+]
+Weights = Annotated[str | None, typer.Option(help="State dict: .safetensors, or .pt (read without unpickling).")]
+Shape = Annotated[str | None, typer.Option("--input", help="Shape of one example call, such as 1x3x224x224.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Globs = list[str] | None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.command("optimize")
+def optimize_command(
+    model: Model,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    calibration: Annotated[str | None, typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0.")] = None,
+    calibration_limit: Annotated[int, typer.Option(help="Examples read at most.")] = 256,
+    budget: Annotated[str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")] = None,
+    passes: Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")] = None,
+    include: Annotated[Globs, typer.Option(help="Only these module paths (glob; may be repeated).")] = None,
+    exclude: Annotated[Globs, typer.Option(help="Not these module paths (glob; may be repeated).")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
+    recover: Annotated[int | None, typer.Option(help="Not in this version.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")] = Path("out"),
+    device: Annotated[str | None, typer.Option(help="Where to calibrate and measure.")] = None,
+    seed: Annotated[int, typer.Option(help="Of noise and sampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Compress a model and write it, with before/after pictures and a report, to a folder."""
+    result = optimize(
+        find_model(model, weights),
+        None if input_shape is None else read_shape(input_shape),
+        calibration=None if calibration is None else read_calibration_file(calibration),
+        calibration_limit=calibration_limit, budget=budget, passes=None if passes is None else passes.split(","),
+        include=include or None, exclude=exclude or None, evaluate=None if evaluate is None else find_function(evaluate),
+        max_drop=max_drop, recover=recover, device=device, seed=seed, progress=not as_json,
+    )  # fmt: skip
+    folder = result.save(out)
+    if as_json:
+        typer.echo(report_json(result))
+        return
+    typer.echo(str(result))
+    typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+
+
+@app.command("profile")
+def profile_command(model: Model, weights: Weights = None, input_shape: Shape = None, as_json: AsJson = False) -> None:
+    """Show where a model's multiply-adds, parameters and milliseconds are."""
+    table = profile(find_model(model, weights), None if input_shape is None else read_shape(input_shape))
+    typer.echo(profile_json(table.traced, table.milliseconds) if as_json else str(table))
+
+
+@app.command("draw")
+def draw_command(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")] = Path("model.svg"),
+    weights: Weights = None,
+    input_shape: Shape = None,
+) -> None:  # fmt: skip
+    """Draw a model with the cost of every layer."""
+    picture = draw(find_model(model, weights), None if input_shape is None else read_shape(input_shape))
+    render_file(picture, output)
+    typer.echo(f"written to {output}")
+
+
+@app.command("passes")
+def passes_command(as_json: AsJson = False) -> None:
+    """List the installed passes, their options and where they come from."""
+    listed = list_passes()
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in listed], indent=2))
+        return
+    Console().print(_passes_table(listed))
+
+
+def _passes_table(listed: tuple[Listed, ...]) -> Table:
+    table = Table("pass", "what it does", "options", "from", box=None, header_style="bold")
+    for each in listed:
+        what = f"cannot be used: {each.error}" if each.error else each.summary
+        table.add_row(each.name, what, "\n".join(each.options) or "none", each.origin)
+    return table
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Train a small network on bundled digits, compress it twice, measure it, and draw what changed."""
+    run_demo(out, as_json=as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 bad input or a broken limit, 2 wrong usage, 130 interrupted."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        outcome: Any = app(args=arguments, standalone_mode=False, prog_name="bottleneck-opt")
+    except BottleneckOptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()  # click's usage errors print themselves
+        return int(error.exit_code)
+    return outcome if isinstance(outcome, int) else 0

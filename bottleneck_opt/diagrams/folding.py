@@ -1,0 +1,165 @@
+"""Fold a picture until it fits on a page; nothing that changed is ever hidden.
+
+Equal blocks in a row become one block with a count, and regions in which nothing changed become one box. The least
+folding that keeps the figure below a number of boxes is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from bottleneck_opt.diagrams.layout import Box, Group, Layout, all_boxes, box_part, lay_out
+from bottleneck_opt.diagrams.likeness import Likeness
+from bottleneck_opt.diagrams.picture import Change, Part, Picture
+
+AIM = 40
+MOST_BOXES = 60
+_SHORTEST_RUN = 3
+Item = Box | Group
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much is folded.
+
+    Attributes:
+        height: Unchanged regions of at most this height become one box; 0 for none. A block of layers has height 1.
+        repeats: Equal blocks in a row are drawn once.
+        loose: Blocks that differ in numbers only (widths, ranks, costs) count as equal.
+        runs: Neighbours in which nothing changed become one box, whatever they are.
+    """
+
+    height: int = 0
+    repeats: bool = True
+    loose: bool = False
+    runs: bool = False
+
+
+def fold(picture: Picture, *, aim: int = AIM, most: int = MOST_BOXES) -> Layout:
+    """The layout of a picture with as little folding as brings it down to a page.
+
+    Args:
+        picture: What to show.
+        aim: Blocks are folded until there are at most this many boxes.
+        most: If there are still more than this, neighbours of any kind are folded too.
+    """
+    tree = nest_parts(picture.parts)
+    likeness = Likeness(picture.edges)
+    items = tree
+    for level in _levels(tree):
+        if level.runs and _count(items) <= most:
+            break
+        items = _fold_items(tree, level, likeness)
+        if _count(items) <= aim:
+            break
+    return lay_out(picture, tuple(_open_single(items)))
+
+
+def nest_parts(parts: Sequence[Part], depth: int = 0) -> tuple[Item, ...]:
+    """Parts grouped by the modules they are in, outermost first; one module's parts in a row make one group."""
+    items: list[Item] = []
+    for entry, run in groupby(parts, key=lambda part: part.stack[depth] if len(part.stack) > depth else None):
+        if entry is None:
+            items.extend(map(box_part, run))
+        else:
+            path, region = entry
+            items.append(Group((path,), region, nest_parts(tuple(run), depth + 1)))
+    return tuple(items)
+
+
+def _levels(tree: Sequence[Item]) -> Iterator[Level]:
+    """From no folding to all of it."""
+    highest = max(map(_height, tree), default=0)
+    yield Level(repeats=False)
+    yield from (Level(height) for height in range(min(2, highest) + 1))
+    yield from (Level(height, loose=True) for height in range(min(2, highest), highest + 1))
+    yield Level(highest, loose=True, runs=True)
+
+
+def _count(items: Iterable[Item]) -> int:
+    return sum(1 for _ in all_boxes(items))
+
+
+def _height(item: Item) -> int:
+    return 0 if isinstance(item, Box) else 1 + max(map(_height, item.items))
+
+
+def _parts(item: Item) -> tuple[Part, ...]:
+    return item.parts if isinstance(item, Box) else tuple(part for box in item.boxes() for part in box.parts)
+
+
+def _foldable(item: Item) -> bool:
+    """Whether nothing in it changed and it is not an end of the model."""
+    return all(part.change is Change.SAME and part.unit.head.kind not in ("input", "output") for part in _parts(item))
+
+
+def _fold_items(items: Sequence[Item], level: Level, likeness: Likeness) -> tuple[Item, ...]:
+    folded = [_fold_item(item, level, likeness) for item in items]
+    if level.repeats:
+        folded = list(_fold_repeats(folded, level, likeness))
+    return tuple(_fold_runs(folded)) if level.runs else tuple(folded)
+
+
+def _fold_item(item: Item, level: Level, likeness: Likeness) -> Item:
+    if isinstance(item, Box):
+        return item
+    if _height(item) <= level.height and _foldable(item) and len(_parts(item)) > 1:
+        return _one_box(item.paths[0], item.region, _parts(item))
+    return replace(item, items=_fold_items(item.items, level, likeness))
+
+
+def _one_box(path: str, region: str, parts: tuple[Part, ...]) -> Box:
+    return Box(parts[0].key, parts, 1, (path,), region)
+
+
+def _fold_repeats(items: Iterable[Item], level: Level, likeness: Likeness) -> Iterator[Item]:
+    """Equal neighbours merged; single operations are never merged."""
+
+    def kind(item: Item) -> object:
+        path, parts = _first_path(item), _parts(item)
+        whole = isinstance(item, Group) or item.region is not None
+        return (type(item), likeness.of(path, parts, loose=level.loose)) if whole else parts[0].key
+
+    for _, run in groupby(items, key=kind):
+        copies = list(run)
+        yield copies[0] if len(copies) == 1 else _merge(copies, outermost=True)
+
+
+def _first_path(item: Item) -> str:
+    return item.paths[0]
+
+
+def _merge(copies: Sequence[Item], *, outermost: bool = False) -> Item:
+    """One item that stands for several equal ones."""
+    first = copies[0]
+    if isinstance(first, Box):
+        boxes = [copy for copy in copies if isinstance(copy, Box)]
+        parts = tuple(part for box in boxes for part in box.parts)
+        paths = tuple(path for box in boxes for path in box.paths)
+        return replace(first, parts=parts, copies=sum(box.copies for box in boxes), paths=paths)
+    groups = [copy for copy in copies if isinstance(copy, Group)]
+    inner = tuple(_merge(column) for column in zip(*(group.items for group in groups), strict=True))
+    return replace(first, paths=tuple(g.paths[0] for g in groups) if outermost else first.paths, items=inner)
+
+
+def _fold_runs(items: Iterable[Item]) -> Iterator[Item]:
+    for foldable, run in groupby(items, key=_foldable):
+        together = list(run)
+        parts = tuple(part for item in together for part in _parts(item))
+        if not foldable or len(together) < _SHORTEST_RUN:
+            yield from together
+            continue
+        yield _one_box(f"{together[0].paths[0]} .. {together[-1].paths[-1]}", "", parts)
+
+
+def _open_single(items: Iterable[Item]) -> Iterator[Item]:
+    """The items without frames around blocks that are there only once."""
+    for item in items:
+        if isinstance(item, Box):
+            yield item
+        elif len(item.paths) == 1:
+            yield from _open_single(item.items)
+        else:
+            yield replace(item, items=tuple(_open_single(item.items)))

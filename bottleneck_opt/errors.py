@@ -1,0 +1,62 @@
+"""Every error the tool raises on purpose.
+
+The tree::
+
+    BottleneckOptError
+    |-- ModelError         what was given as a model cannot be used         (tracing, inputs)
+    |-- InputError         an example input or calibration batch is wrong   (inputs, tracing, calibration)
+    |-- BudgetError        a budget cannot be read or cannot be met         (budget, allocation)
+    |-- PassError          a pass is unknown, broken or answers nonsense    (registry, proposing)
+    |-- PatternError       include= or exclude= matches nothing             (proposing)
+    |-- RewriteError       a plan does not fit the model it is applied to   (rewriting)
+    |-- FileError          a file cannot be read, checked or written        (files, plan, saving)
+    `-- NotAvailableError  an option that this version does not have        (optimizer, cli)
+
+A message says what, where, got, expected, and ends with what to do.
+"""
+
+from __future__ import annotations
+
+
+class BottleneckOptError(Exception):
+    """Anything wrong that the caller can put right."""
+
+
+class ModelError(BottleneckOptError):
+    """The model cannot be used."""
+
+
+class InputError(BottleneckOptError):
+    """An example input or a calibration batch is of the wrong kind, shape or value."""
+
+
+class BudgetError(BottleneckOptError):
+    """A budget cannot be read, or no plan reaches it.
+
+    Attributes:
+        smallest: The smallest reachable values, such as ``{"macs": 0.21}`` (ratios of the original), or None.
+    """
+
+    def __init__(self, message: str, *, smallest: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class PassError(BottleneckOptError):
+    """A pass is unknown, cannot be loaded, or answered something impossible."""
+
+
+class PatternError(BottleneckOptError):
+    """A path pattern matches no layer of the model."""
+
+
+class RewriteError(BottleneckOptError):
+    """A plan does not fit the model it is applied to."""
+
+
+class FileError(BottleneckOptError):
+    """A file cannot be read, does not pass its checks, or cannot be written."""
+
+
+class NotAvailableError(BottleneckOptError):
+    """An option that this version does not have yet."""

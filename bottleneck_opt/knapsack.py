@@ -1,0 +1,186 @@
+"""Choose one entry of every list so that the losses add up to the least within a limit on the costs, exactly.
+
+The multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger 2004, chapter 11): Pareto lists are merged list by
+list; partial sums that cannot beat a known solution, by the linear relaxation of what is left, are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_ENTRIES = 200_000
+BINS = 20_000
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One list: ``costs (n,)`` and ``losses (n,)``."""
+
+    costs: Integers
+    losses: Floats
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen index of every list, the summed loss and cost, and how far from the optimum the loss can be."""
+
+    indices: tuple[int, ...]
+    loss: float
+    cost: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Least loss of some lists as a convex, piecewise-linear function of the cost they may have (linear relaxation)."""
+
+    costs: Floats
+    losses: Floats
+
+    def at(self, room: NDArray[np.float64] | float) -> Floats:
+        return np.asarray(np.interp(room, self.costs, self.losses, left=np.inf), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Partial sums after one more list, with the way back."""
+
+    costs: Integers
+    losses: Floats
+    parents: Integers
+    picked: Integers
+
+
+def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
+    """The best selection whose costs sum to at most ``limit``, or None when even the cheapest does not fit.
+
+    Example:
+        >>> cheap = Choices(np.array([0, 5]), np.array([3.0, 0.0]))
+        >>> choose([cheap, cheap], 5).indices
+        (1, 0)
+    """
+    fronts = [_pareto(each) for each in lists]
+    costs = [each.costs[front] for each, front in zip(lists, fronts, strict=True)]
+    losses = [each.losses[front] for each, front in zip(lists, fronts, strict=True)]
+    if sum(int(cost[0]) for cost in costs) > limit:
+        return None
+    bounds = _suffix_bounds(costs, losses)
+    ceiling = _greedy_loss(costs, losses, limit)
+    width = max(1, sum(int(cost[-1]) for cost in costs) // BINS)
+    layers, binned = _merge_all(costs, losses, bounds, limit=limit, ceiling=ceiling, bin_width=width)
+    picked = _walk_back(layers)
+    loss = float(layers[-1].losses[-1]) if layers else 0.0
+    cost = int(layers[-1].costs[-1]) if layers else 0
+    gap = max(0.0, loss - float(bounds[0].at(float(limit)))) if binned else 0.0
+    return Selection(tuple(int(front[i]) for front, i in zip(fronts, picked, strict=True)), loss, cost, gap)
+
+
+def _pareto(choices: Choices) -> Integers:
+    """Indices of the entries that no other entry beats in both, cheapest first."""
+    order = np.lexsort((choices.losses, choices.costs))
+    best = np.minimum.accumulate(choices.losses[order])
+    fresh = np.concatenate([[True], choices.losses[order][1:] < best[:-1]])
+    return np.asarray(order[fresh], dtype=np.int64)
+
+
+def _hull(costs: Integers, losses: Floats) -> list[int]:
+    """Indices on the lower convex hull of a Pareto list."""
+    kept: list[int] = []
+    for index in range(len(costs)):
+        while len(kept) > 1 and _above(costs, losses, kept[-2], kept[-1], index):
+            kept.pop()
+        kept.append(index)
+    return kept
+
+
+def _above(costs: Integers, losses: Floats, left: int, middle: int, right: int) -> bool:
+    span, part = float(costs[right] - costs[left]), float(costs[middle] - costs[left])
+    return bool((losses[middle] - losses[left]) * span >= (losses[right] - losses[left]) * part)
+
+
+def _segments(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[tuple[float, float, float, int, int]]:
+    """Hull segments as ``(slope, cost, loss, list, index of its end)``, steepest fall of loss first."""
+    found = []
+    for number, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
+        hull = _hull(cost, loss)
+        for left, right in zip(hull, hull[1:], strict=False):
+            run, rise = float(cost[right] - cost[left]), float(loss[right] - loss[left])
+            found.append((rise / run, run, rise, number, right))
+    return sorted(found)
+
+
+def _suffix_bounds(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[_Bound]:
+    """For every list, the bound over it and all later ones; a last one over nothing."""
+    segments = _segments(costs, losses)
+    bounds = []
+    for start in range(len(costs) + 1):
+        mine = [segment for segment in segments if segment[3] >= start]
+        base_cost = sum(float(cost[0]) for cost in costs[start:])
+        base_loss = sum(float(loss[0]) for loss in losses[start:])
+        runs = np.array([0.0, *(segment[1] for segment in mine)])
+        rises = np.array([0.0, *(segment[2] for segment in mine)])
+        bounds.append(_Bound(base_cost + runs.cumsum(), base_loss + rises.cumsum()))
+    return bounds
+
+
+def _greedy_loss(costs: Sequence[Integers], losses: Sequence[Floats], limit: int) -> float:
+    """Loss of a selection found by walking the hulls, best slope first, while it fits."""
+    at = [0] * len(costs)
+    room = limit - sum(int(cost[0]) for cost in costs)
+    blocked: set[int] = set()
+    for _, _, _, number, end in _segments(costs, losses):
+        step = int(costs[number][end] - costs[number][at[number]])
+        if number in blocked or step > room:
+            blocked.add(number)
+            continue
+        at[number], room = end, room - step
+    return float(sum(loss[i] for loss, i in zip(losses, at, strict=True)))
+
+
+def _merge_all(
+    costs: Sequence[Integers], losses: Sequence[Floats], bounds: Sequence[_Bound], *, limit: int, ceiling: float,
+    bin_width: int,
+) -> tuple[list[_Layer], bool]:  # fmt: skip
+    layers: list[_Layer] = []
+    sums, lost = np.zeros(1, dtype=np.int64), np.zeros(1)
+    binned = False
+    for number, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
+        layer = _merge(sums, lost, cost, loss, bounds[number + 1], limit=limit, ceiling=ceiling)
+        if len(layer.costs) > MOST_ENTRIES:
+            layer, binned = _keep_best_in_bins(layer, bin_width), True
+        layers.append(layer)
+        sums, lost = layer.costs, layer.losses
+    return layers, binned
+
+
+def _merge(
+    sums: Integers, lost: Floats, cost: Integers, loss: Floats, rest: _Bound, *, limit: int, ceiling: float
+) -> _Layer:
+    total = (sums[:, None] + cost[None, :]).ravel()
+    summed = (lost[:, None] + loss[None, :]).ravel()
+    slack = abs(ceiling) * 1e-9 + 1e-300
+    alive = np.flatnonzero(summed + rest.at((limit - total).astype(np.float64)) <= ceiling + slack)
+    front = alive[_pareto(Choices(total[alive], summed[alive]))]
+    return _Layer(total[front], summed[front], front // len(cost), front % len(cost))
+
+
+def _keep_best_in_bins(layer: _Layer, width: int) -> _Layer:
+    """The last, and so least lossy, entry of every cost bin."""
+    bins = layer.costs // width
+    last = np.flatnonzero(np.concatenate([bins[1:] != bins[:-1], [True]]))
+    return _Layer(layer.costs[last], layer.losses[last], layer.parents[last], layer.picked[last])
+
+
+def _walk_back(layers: Sequence[_Layer]) -> list[int]:
+    at = len(layers[-1].costs) - 1 if layers else 0
+    picked = []
+    for layer in reversed(layers):
+        picked.append(int(layer.picked[at]))
+        at = int(layer.parents[at])
+    return picked[::-1]

@@ -1,0 +1,127 @@
+"""The plan: which layers become what. Frozen, and the same text for the same plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bottleneck_opt.errors import FileError
+from bottleneck_opt.graph import Cost
+from bottleneck_opt.layers import LayerSpec
+
+FORMAT = 1
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer and the layers that take its place.
+
+    Attributes:
+        path: Module path of the layer.
+        names: Every path the same module is reachable by, ``path`` first.
+        pass_name: The pass that proposed it.
+        form: The shape of the replacement: ``reduce``, ``expand``, ...
+        ranks: Its bottleneck widths.
+        full_ranks: The widths at which nothing would be lost.
+        original: The layer as it was.
+        layers: The layers in its place, first to last.
+        before, after: Cost over all calls of the layer.
+        predicted_loss: Predicted squared change of the model's output, relative to the output's variance.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    pass_name: str
+    form: str
+    ranks: tuple[int, ...]
+    full_ranks: tuple[int, ...]
+    original: LayerSpec
+    layers: tuple[LayerSpec, ...]
+    before: Cost
+    after: Cost
+    predicted_loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, with the costs of the whole model before and after.
+
+    Attributes:
+        model: Qualified class name of the model that the plan was made for.
+        budget: The budget in words, such as ``macs=0.5``.
+        predicted_loss: The steps' predicted losses added up.
+        optimality_gap: The chosen steps lose at most this much more than the best choice would.
+
+    Example:
+        >>> plan = Plan(model="torch.nn.Sequential", budget="macs=0.5", passes=("reduce",), seed=0,
+        ...             before=Cost(10, 10), after=Cost(10, 10), predicted_loss=0.0, optimality_gap=0.0, steps=())
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    model: str
+    budget: str
+    passes: tuple[str, ...]
+    seed: int
+    before: Cost
+    after: Cost
+    predicted_loss: float
+    optimality_gap: float
+    steps: tuple[Step, ...]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The plan as indented JSON, the same text for the same plan."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            FileError: The text is not a plan of this format; the message names the first wrong field.
+        """
+        try:
+            plan = _reader().validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text as a whole"
+            raise FileError(
+                f"this is not a valid plan: {where}: {first['msg']}. Use the plan.json that result.save() wrote."
+            ) from error
+        _check_plan(plan)
+        return plan
+
+
+def _reader() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
+
+
+def _check_plan(plan: Plan) -> None:
+    if plan.format != FORMAT:
+        raise FileError(
+            f"the plan has format {plan.format}, this version reads format {FORMAT}. "
+            "Load it with the version that wrote it, or run optimize again."
+        )
+    for step in plan.steps:
+        _check_chain(step)
+
+
+def _check_chain(step: Step) -> None:
+    if not step.layers:
+        raise FileError(f"the plan's step for '{step.path}' has no layers. Use the plan.json that result.save() wrote.")
+    widths = [step.original.in_channels, *(layer.out_channels for layer in step.layers)]
+    inputs = [layer.in_channels for layer in step.layers]
+    if widths[:-1] != inputs or widths[-1] != step.original.out_channels:
+        raise FileError(
+            f"the plan's layers for '{step.path}' do not fit each other: widths {inputs} -> {widths[1:]}, expected "
+            f"{step.original.in_channels} ... {step.original.out_channels}. Use the plan.json that result.save() wrote."
+        )
+
+
+for _record in (Cost, LayerSpec, Step, Plan):
+    _record.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]

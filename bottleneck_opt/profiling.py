@@ -1,0 +1,71 @@
+"""A model's per-layer table and its picture, without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import graphviz
+from torch import nn
+
+from bottleneck_opt.diagrams import draw_model
+from bottleneck_opt.graph import Traced
+from bottleneck_opt.latency import time_modules
+from bottleneck_opt.report import render_profile
+from bottleneck_opt.tracing import choose_inputs, trace, trace_working, with_notes
+from bottleneck_opt.working_copy import undisturbed, unwrap_model, working_copy
+
+
+@dataclass(frozen=True, repr=False)
+class Profile:
+    """Where a model's cost is; print it for the table.
+
+    Attributes:
+        traced: The recorded run with costs per node.
+        milliseconds: Median milliseconds in each leaf module over all its calls, by path.
+    """
+
+    traced: Traced
+    milliseconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return render_profile(self.traced, self.milliseconds)
+
+    __repr__ = __str__
+
+
+def profile(model: nn.Module, inputs: Any = None) -> Profile:
+    """MACs, parameters, share of the total and measured milliseconds for each layer.
+
+    Args:
+        model: Any module; a copy is run, in eval mode.
+        inputs: One example call; None infers it.
+
+    Raises:
+        ModelError, InputError: As for :func:`trace`.
+
+    Example:
+        >>> table = profile(nn.Sequential(nn.Conv2d(3, 2, 3)), torch.zeros(1, 3, 6, 6))
+        >>> table.traced.cost.macs, list(table.milliseconds)
+        (864, ['0'])
+    """
+    with undisturbed():
+        working = working_copy(unwrap_model(model))
+        example, notes = choose_inputs(working, inputs)
+        traced = with_notes(trace_working(working, example), notes)
+        paths = sorted({node.path for node in traced.structure.nodes if node.kind == "module"})
+        return Profile(traced, time_modules(working, example, paths))
+
+
+def draw(model: nn.Module, inputs: Any = None) -> graphviz.Digraph:
+    """A picture of any model: one box for each convolution with its normalisation and activation, heat by cost.
+
+    Args:
+        model: Any module; a copy is run.
+        inputs: One example call; None infers it.
+
+    Raises:
+        ModelError, InputError: As for :func:`trace`.
+    """
+    return draw_model(trace(model, inputs), title=type(unwrap_model(model)).__name__)

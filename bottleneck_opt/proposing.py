@@ -1,0 +1,228 @@
+"""Ask every pass about every site, check and price the answers, and keep what pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bottleneck_opt.costs import price_layers
+from bottleneck_opt.eligibility import Candidates
+from bottleneck_opt.errors import PassError
+from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.layers import CONVOLUTION, LINEAR, LayerSpec
+from bottleneck_opt.plan import Step
+from bottleneck_opt.progress import Advance
+from bottleneck_opt.sites import Option, Pass, Site, Skip
+from bottleneck_opt.statistics import Statistics
+
+_DEAD = 1e-12
+_RESERVED = frozenset(dir(nn.Sequential()))
+
+
+@dataclass(frozen=True)
+class Priced:
+    """An option of a pass with the cost of its layers over all calls of the site."""
+
+    pass_name: str
+    option: Option
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Everything that was answered about one site: the options that pay, and the reasons of the passes that have none."""
+
+    site: Site
+    options: tuple[Priced, ...]
+    skips: tuple[tuple[str, Skip], ...]
+
+
+def make_sites(
+    working: nn.Module,
+    traced: Traced,
+    candidates: Candidates,
+    statistics: Statistics,
+    *,
+    shrinkage: float | None = None,
+) -> list[Site]:
+    """One read-only site for each candidate layer.
+
+    A layer whose curvature is missing or vanishing gets the median curvature of the others instead, so that it is not
+    taken for free.
+    """
+    fallback = _median_curvature(statistics)
+    sites = []
+    for path, layer in candidates.layers.items():
+        module = working.get_submodule(path)
+        weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+        calls = traced.structure.calls_of(path)
+        shapes = tuple(call.input_shapes[0] for call in calls)
+        sites.append(
+            Site(
+                path=path,
+                names=candidates.names[path],
+                layer=layer,
+                weight=weight.detach().double().cpu(),
+                bias=None if bias is None else bias.detach().double().cpu(),
+                input_shapes=shapes,
+                cost=price_layers([layer], shapes),
+                statistics=statistics.layers[path],
+                examples=statistics.examples,
+                fallback_curvature=fallback,
+                shrinkage=shrinkage,
+            )  # fmt: skip
+        )
+    return sites
+
+
+def _median_curvature(statistics: Statistics) -> float:
+    means = [
+        float(layer.mean_curvature().diagonal().mean())
+        for layer in statistics.layers.values()
+        if layer.probes and float(layer.curvature.diagonal().sum()) > 0
+    ]
+    return float(torch.tensor(means).median()) if means else 1.0
+
+
+def name_unfelt(sites: Sequence[Site]) -> list[str]:
+    """Paths of the sites that no gradient reached."""
+    return [site.path for site in sites if not site.has_gradient]
+
+
+def propose(
+    sites: Sequence[Site], passes: Sequence[Pass], units: Sequence[str], advance: Advance = lambda: None
+) -> list[Proposal]:
+    """What every pass offers for every site, cheaper options only.
+
+    Args:
+        sites: The sites.
+        passes: Whom to ask.
+        units: The budget's units; an option must not cost more in any of them, and less in one.
+        advance: Called after each site.
+
+    Raises:
+        PassError: A pass raised, or answered with layers that do not fit the site.
+    """
+    proposals = []
+    for site in sites:
+        proposals.append(_ask_all(site, passes, units))
+        advance()
+    return proposals
+
+
+def _ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposal:
+    options: list[Priced] = []
+    skips: list[tuple[str, Skip]] = []
+    for each in passes:
+        answer = ask(each, site)
+        if isinstance(answer, Skip):
+            skips.append((each.name, answer))
+        elif answer is not None:
+            paying = [one for one in answer if _pays(one.cost, site.cost, units)]
+            options.extend(paying)
+            if not paying:
+                skips.append((each.name, _no_gain(each.name, site, units)))
+    return Proposal(site, tuple(options), tuple(skips))
+
+
+def ask(each: Pass, site: Site) -> tuple[Priced, ...] | Skip | None:
+    """A pass's answer about a site, its options checked and priced, whatever they cost.
+
+    Raises:
+        PassError: The pass raised, or answered with layers that do not fit the site.
+    """
+    try:
+        answer = each.propose(site)
+    except Exception as error:  # a stranger's pass can raise anything; the message names it and the site
+        raise PassError(
+            f"pass '{each.name}' failed on '{site.path}' ({site.layer.label}): {type(error).__name__}: {error}. "
+            f"Leave it out with passes=, or exclude='{site.path}'."
+        ) from error
+    if answer is None or isinstance(answer, Skip):
+        return answer
+    return tuple(_price(each.name, option, site) for option in answer)
+
+
+def ask_full_rank(site: Site, passes: Sequence[Pass]) -> Priced | None:
+    """The first pass's option at which nothing is lost, whatever it costs; None when no pass has options for the site.
+
+    Raises:
+        PassError: As :func:`ask`, or the pass has options but none at full rank.
+    """
+    for each in passes:
+        answer = ask(each, site)
+        if not answer or isinstance(answer, Skip):
+            continue
+        full = next((priced for priced in answer if priced.option.ranks == priced.option.full_ranks), None)
+        if full is None:
+            raise PassError(
+                f"pass '{each.name}' on '{site.path}': got ranks {[priced.option.ranks for priced in answer]}; expected "
+                f"{answer[0].option.full_ranks} among them. Offer the full rank too; it is dropped where it does not pay."
+            )
+        return full
+    return None
+
+
+def make_step(site: Site, chosen: Priced) -> Step:
+    """The plan's entry for a site and the option chosen for it."""
+    option = chosen.option
+    return Step(
+        path=site.path, names=site.names, pass_name=chosen.pass_name, form=option.form, ranks=option.ranks,
+        full_ranks=option.full_ranks, original=site.layer, layers=option.layers, before=site.cost, after=chosen.cost,
+        predicted_loss=option.predicted_loss,
+    )  # fmt: skip
+
+
+def _price(name: str, option: Option, site: Site) -> Priced:
+    check_option(name, option, site)
+    return Priced(name, option, price_layers(option.layers, site.input_shapes))
+
+
+def check_option(name: str, option: Option, site: Site) -> None:
+    """Raise PassError when an option's layers cannot stand where the site's layer stands."""
+    where = f"pass '{name}' on '{site.path}', ranks {option.ranks}"
+    names = [layer.name for layer in option.layers]
+    if not names or len(set(names)) != len(names) or any(not n.isidentifier() or n in _RESERVED for n in names):
+        raise PassError(
+            f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
+        )
+    if any(layer.kind not in (CONVOLUTION, LINEAR) for layer in option.layers):
+        raise PassError(f"{where}: got kinds {[layer.kind for layer in option.layers]}; expected Conv2d or Linear.")
+    widths = [layer.in_channels for layer in option.layers] + [option.layers[-1].out_channels]
+    expected = [site.layer.in_channels, *(layer.out_channels for layer in option.layers)]
+    expected[-1] = site.layer.out_channels
+    if widths != expected:
+        raise PassError(f"{where}: got channel widths {widths}; expected {expected}. Make the layers fit each other.")
+    if not option.predicted_loss >= 0:
+        raise PassError(f"{where}: got predicted loss {option.predicted_loss}; expected a finite number of at least 0.")
+    _check_sizes(where, option.layers, site)
+
+
+def _check_sizes(where: str, layers: Sequence[LayerSpec], site: Site) -> None:
+    if site.layer.kind == LINEAR:
+        return
+    axes = len(site.layer.kernel)
+    for shape in site.input_shapes:
+        size = expected = tuple(shape[-axes:])
+        for layer in layers:
+            size = layer.output_size(size)
+        if size != site.layer.output_size(expected):
+            raise PassError(
+                f"{where}: got output size {size}; expected {site.layer.output_size(expected)} from input size {expected}. "
+                "Keep the layer's stride, padding and dilation."
+            )
+
+
+def _pays(cost: Cost, before: Cost, units: Sequence[str]) -> bool:
+    gains = [getattr(before, unit) - getattr(cost, unit) for unit in units]
+    return min(gains) >= 0 and max(gains) > 0
+
+
+def _no_gain(name: str, site: Site, units: Sequence[str]) -> Skip:
+    layer = site.layer
+    return Skip(
+        f"{layer.in_channels} -> {layer.out_channels} channels: no rank of '{name}' costs fewer {' and '.join(units)}"
+    )

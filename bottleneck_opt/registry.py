@@ -1,0 +1,114 @@
+"""Find passes by name: the built-in ones and those of installed plugins come from one entry-point group."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from bottleneck_opt.errors import PassError
+from bottleneck_opt.sites import Pass
+
+GROUP = "bottleneck_opt.passes"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One pass as ``bottleneck-opt passes`` shows it; ``error`` says why it cannot be used, if it cannot."""
+
+    name: str
+    summary: str
+    origin: str
+    options: tuple[str, ...]
+    error: str = ""
+
+
+def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
+    """The passes to run.
+
+    Args:
+        chosen: Names and pass objects; None stands for every installed pass that can be loaded.
+
+    Raises:
+        PassError: A name is unknown, an object is no pass, a chosen plugin cannot be loaded, or nothing is left.
+
+    Example:
+        >>> [each.name for each in find_passes(["reduce"])]
+        ['reduce']
+    """
+    if chosen is None:
+        loaded = [_load(entry) for entry in _entries().values()]
+        return tuple(each for each in loaded if not isinstance(each, str))
+    if isinstance(chosen, str):
+        chosen = [name.strip() for name in chosen.split(",")]
+    if not chosen:
+        raise PassError("passes: the list is empty; expected at least one. Leave passes= out to use all of them.")
+    return tuple(_find(each) for each in chosen)
+
+
+def _find(chosen: str | Pass) -> Pass:
+    if not isinstance(chosen, str):
+        return _check(chosen, repr(chosen))
+    entries = _entries()
+    if chosen not in entries:
+        close = difflib.get_close_matches(chosen, list(entries), n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "Install the plugin that has it, or use one of these."
+        raise PassError(f"passes: got '{chosen}'; expected one of {', '.join(sorted(entries))}. {hint}")
+    loaded = _load(entries[chosen])
+    if isinstance(loaded, str):
+        raise PassError(f"pass '{chosen}' cannot be used: {loaded}. Mend or uninstall the plugin.")
+    return loaded
+
+
+def list_passes() -> tuple[Listed, ...]:
+    """Every installed pass with its options and origin; broken ones with their error."""
+    return tuple(_describe(entry) for entry in _entries().values())
+
+
+def _entries() -> dict[str, EntryPoint]:
+    found = entry_points(group=GROUP)
+    return {
+        entry.name: entry
+        for entry in sorted(found, key=lambda entry: (not entry.value.startswith("bottleneck_opt."), entry.name))
+    }
+
+
+def _load(entry: EntryPoint) -> Pass | str:
+    """The pass, or why it cannot be loaded: a broken plugin must not break the tool."""
+    try:
+        return _check(entry.load()(), entry.value)
+    except PassError as error:
+        return str(error)
+    except Exception as error:  # importing a stranger's module can raise anything
+        return f"{type(error).__name__}: {error}"
+
+
+def _check(candidate: Any, origin: str) -> Pass:
+    if isinstance(candidate, type):
+        raise PassError(f"{origin} is a class; expected a pass object. Write {candidate.__name__}() with its options.")
+    if not isinstance(candidate, Pass) or not isinstance(candidate.name, str):
+        raise PassError(
+            f"{origin} is a {type(candidate).__name__} without a name or a propose method; expected a pass. "
+            "Give it both: name = '...' and propose(site)."
+        )
+    return candidate
+
+
+def _describe(entry: EntryPoint) -> Listed:
+    origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+    loaded = _load(entry)
+    if isinstance(loaded, str):
+        return Listed(entry.name, "", origin, (), loaded)
+    summary = (type(loaded).__doc__ or "").strip().partition("\n")[0]
+    return Listed(entry.name, summary, origin, _options(loaded))
+
+
+def _options(loaded: Pass) -> tuple[str, ...]:
+    if not is_dataclass(loaded):
+        return ()
+    return tuple(
+        f"{field.name}: {field.type}" + ("" if field.default is MISSING else f" = {field.default!r}")
+        for field in fields(loaded)
+    )

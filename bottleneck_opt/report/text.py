@@ -1,0 +1,65 @@
+"""The outcome as plain text: what ``print(result)`` shows."""
+
+from __future__ import annotations
+
+from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, share_text
+from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report.facts import SkipGroup, group_skipped, layers_changed, list_layers, list_numbers
+from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
+
+_PATH_LIMIT = 40
+_REASON_LIMIT = 56
+
+
+def render_text(outcome: Outcome) -> str:
+    """The outcome as a compact table of at most 110 columns, without colours."""
+    sections = [_head(outcome), _layers(outcome), _skipped(outcome), _notes(outcome)]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _head(outcome: Outcome) -> list[str]:
+    rows = [[n.name, n.before, n.after, n.change, n.note] for n in list_numbers(outcome)]
+    rows.append(["layers changed", "", layers_changed(outcome), "", _budget_words(outcome)])
+    title = elide_middle(ascii_text(outcome.provenance.model), WIDTH)
+    return [title, *format_table(["", "before", "after", "change", ""], rows, right="lrrrl")]
+
+
+def _budget_words(outcome: Outcome) -> str:
+    return f"budget {outcome.plan.budget}: {'met' if outcome.budget_met else 'NOT met'}"
+
+
+def _layers(outcome: Outcome) -> list[str]:
+    header = ["rewritten layer", "was", "form", "rank", "MACs", "", "params", "", "loss"]
+    rows = [
+        [
+            row.path, row.original, row.form, row.rank, f"{row.macs_before} -> {row.macs_after}", row.macs_change,
+            f"{row.params_before} -> {row.params_after}", row.params_change, row.loss,
+        ]
+        for row in list_layers(outcome)
+    ]  # fmt: skip
+    return format_table(header, rows, right="lllrrrrrr") if rows else ["no layer was rewritten"]
+
+
+def _skipped(outcome: Outcome) -> list[str]:
+    groups = group_skipped(outcome.skipped)
+    if not groups:
+        return []
+    rows = [[group.reason, str(len(group.entries)), share_text(group.share), _examples(group)] for group in groups]
+    lines = format_table(["left alone, because", "layers", "of MACs", "which"], rows, right="lrrl")
+    return [*lines, *(line for group in groups for line in _advice(group))]
+
+
+def _examples(group: SkipGroup) -> str:
+    more = f" and {len(group.entries) - 1} more" if len(group.entries) > 1 else ""
+    return elide_middle(ascii_text(group.entries[0].path), _PATH_LIMIT - len(more)) + more
+
+
+def _advice(group: SkipGroup) -> list[str]:
+    if not group.advice:
+        return []
+    return wrap_text(f"{elide_middle(group.reason, _REASON_LIMIT)}: {group.advice}", first="  to do: ", rest="    ")
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    lines = [line for note in outcome.notes for line in wrap_text(note, first="  - ", rest="    ")]
+    return ["notes", *lines] if lines else []

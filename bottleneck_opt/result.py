@@ -1,0 +1,63 @@
+"""What ``optimize`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import graphviz
+import torch.fx
+from torch import nn
+
+from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
+from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report import render_text
+from bottleneck_opt.saving import save_outcome
+
+_DRAWINGS = {"before": draw_before, "after": draw_after, "diff": draw_diff}
+
+
+@dataclass(frozen=True, repr=False)
+class Result(Outcome):
+    """The rewritten model with everything that is known about it.
+
+    Attributes:
+        model: A copy of the caller's model, of the same class, with the chosen layers replaced.
+        graph_module: The same parameters behind a ``torch.fx.GraphModule``, for the recorded shapes; None where the
+            recorded graph does not reproduce the model, with the reason in ``notes``.
+    """
+
+    model: nn.Module
+    graph_module: torch.fx.GraphModule | None
+
+    def draw(self, which: Literal["before", "after", "diff"] = "diff") -> graphviz.Digraph:
+        """The model before, after, or both in one picture that shows what changed.
+
+        Raises:
+            ValueError: ``which`` is something else.
+        """
+        if which not in _DRAWINGS:
+            raise ValueError(f"draw: got {which!r}; expected 'before', 'after' or 'diff'.")
+        return _DRAWINGS[which](self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write plan.json, model.safetensors, reports and pictures to a folder, whole or not at all.
+
+        Raises:
+            FileError: The folder cannot be written.
+        """
+        return save_outcome(self, self.model, folder)
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({type(self.model).__name__}, {len(self.plan.steps)} layers rewritten, "
+            f"macs {self.before.cost.macs:,} -> {self.after.cost.macs:,})"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The diff picture, for notebooks."""
+        return render_svg(self.draw("diff"))

@@ -1,0 +1,142 @@
+"""Carry out a plan on a copy of a model and on its recorded graph. Nothing else in the tool edits a module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from bottleneck_opt.errors import RewriteError
+from bottleneck_opt.layers import Factored, build_layer, describe_layer
+from bottleneck_opt.plan import Plan, Step
+from bottleneck_opt.sites import Weights
+from bottleneck_opt.working_copy import copy_model
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
+
+def rewrite_model(model: nn.Module, plan: Plan, weights: Mapping[str, Sequence[Weights]]) -> nn.Module:
+    """A copy of the model, of the same class, in which the plan's layers are replaced.
+
+    Every replacement stands at its layer's own path and takes over its device, dtype, memory format, training flag,
+    ``requires_grad`` and forward hooks.
+
+    Args:
+        model: Any module; it is not changed.
+        plan: What to replace.
+        weights: For each step's path, values for its layers in order.
+
+    Raises:
+        RewriteError: A layer of the plan is missing or different in this model.
+    """
+    check_plan_fits(model, plan)
+    copied = copy_model(model)
+    for step in plan.steps:
+        replace_layer(copied, step, weights[step.path])
+    return copied
+
+
+def rewrite_structure(model: nn.Module, plan: Plan) -> nn.Module:
+    """The same as :func:`rewrite_model` with zeros for all new weights, to be filled from a file."""
+    zeros = {
+        step.path: [Weights(torch.zeros(spec.weight_shape), torch.zeros(spec.out_channels)) for spec in step.layers]
+        for step in plan.steps
+    }
+    return rewrite_model(model, plan, zeros)
+
+
+def check_plan_fits(model: nn.Module, plan: Plan) -> None:
+    """Raise RewriteError when a layer of the plan is missing or different in this model."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for step in plan.steps:
+        for name in step.names:
+            _check_layer(modules.get(name), name, step)
+
+
+def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
+    advice = "Pass the model that the plan was made for, built with the same arguments."
+    if module is None:
+        raise RewriteError(f"the plan rewrites '{name}', which this model does not have. {advice}")
+    found = describe_layer(module)
+    if found is None or found.named(step.original.name) != step.original:
+        got = type(module).__name__ if found is None else f"{found.label} {found.in_channels} -> {found.out_channels}"
+        wanted = f"{step.original.label} {step.original.in_channels} -> {step.original.out_channels}"
+        raise RewriteError(f"the plan rewrites '{name}': got {module if found else got}; expected {wanted}. {advice}")
+
+
+def replace_layer(model: nn.Module, step: Step, weights: Sequence[Weights]) -> None:
+    """Put the step's layers at every name of its layer. ``model`` is changed: it must be a copy."""
+    old = model.get_submodule(step.path)
+    new = _build_replacement(old, step, weights)
+    for name in step.names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+
+
+def _build_replacement(old: nn.Module, step: Step, weights: Sequence[Weights]) -> Factored:
+    like = old.get_parameter("weight")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for spec, values in zip(step.layers, weights, strict=True):
+        layer = build_layer(spec, device=like.device, dtype=like.dtype)
+        _fill(layer, values, like)
+        layers[spec.name] = layer
+    new = Factored(step.original, layers).train(old.training)
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def _fill(layer: nn.Module, values: Weights, like: Tensor) -> None:
+    for name, value in (("weight", values.weight), ("bias", values.bias)):
+        parameter = layer._parameters.get(name)
+        if parameter is None:
+            continue
+        if value is None or value.shape != parameter.shape:
+            got = None if value is None else tuple(value.shape)
+            raise RewriteError(
+                f"{name} of {layer}: got values of shape {got}; expected {tuple(parameter.shape)}. Mend the pass."
+            )
+        filled = value.to(like.device, like.dtype)
+        if filled.dim() == 4 and _is_channels_last(like):
+            filled = filled.contiguous(memory_format=torch.channels_last)
+        setattr(layer, name, nn.Parameter(filled.clone(), requires_grad=like.requires_grad))
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def rewrite_graph(graph: torch.fx.Graph, plan: Plan) -> torch.fx.Graph:
+    """A copy of the graph in which every call of a replaced layer is a chain of calls of the new layers.
+
+    Args:
+        graph: The graph of the model before; it is not changed.
+        plan: What to replace.
+    """
+    steps = {name: step for step in plan.steps for name in step.names}
+    made = torch.fx.Graph()
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in graph.nodes:
+        step = steps.get(str(node.target)) if node.op == "call_module" else None
+        copied = made.node_copy(node, values.__getitem__)
+        values[node] = copied if step is None else _chain(made, copied, step)
+    made.lint()
+    return made
+
+
+def _chain(graph: torch.fx.Graph, call: torch.fx.Node, step: Step) -> torch.fx.Node:
+    """Replace the copied call, the newest node, by calls of the step's layers."""
+    source = call.args[0] if call.args else call.kwargs["input"]
+    last = source
+    for spec in step.layers:
+        last = graph.call_module(f"{step.path}.{spec.name}", (last,))
+        last.meta = {**call.meta, "path": f"{step.path}.{spec.name}"}
+    graph.erase_node(call)
+    assert isinstance(last, torch.fx.Node)
+    return last

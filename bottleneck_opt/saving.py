@@ -1,0 +1,196 @@
+"""Save a result as plain files, and load it into a fresh instance of the same model. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
+from bottleneck_opt.errors import FileError, RewriteError
+from bottleneck_opt.files import folder_written_whole, read_bytes
+from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.report import render_html, report_json
+from bottleneck_opt.rewriting import rewrite_structure
+from bottleneck_opt.working_copy import unwrap_model
+
+FORMAT = "1"
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+_AGAIN = "Save the result again, or copy plan.json and model.safetensors together."
+
+
+def save_outcome(outcome: Outcome, model: nn.Module, folder: str | Path) -> Path:
+    """Write plan, weights, reports and pictures to a folder, all of them or none.
+
+    Files: plan.json, model.safetensors, report.html, report.json, before.svg, after.svg, diff.svg (.dot where nothing
+    here can render).
+
+    Args:
+        outcome: The numbers and graphs.
+        model: The rewritten model.
+        folder: Where to; files of other names in it are kept.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileError: The folder cannot be written, or the model has state that cannot be saved without pickle.
+    """
+    target = Path(folder)
+    with folder_written_whole(target) as made:
+        plan_text = outcome.plan.to_json()
+        (made / PLAN).write_text(plan_text, encoding="utf-8", newline="\n")
+        _save_weights(model, made / WEIGHTS, plan_text)
+        diff = _save_pictures(outcome, made)
+        (made / "report.html").write_text(render_html(outcome, diff), encoding="utf-8", newline="\n")
+        (made / "report.json").write_text(report_json(outcome), encoding="utf-8", newline="\n")
+    return target
+
+
+def _save_pictures(outcome: Outcome, folder: Path) -> str | None:
+    """Write the three pictures; return the diff as SVG text, or None where only DOT could be written."""
+    drawings = {"before": draw_before(outcome), "after": draw_after(outcome), "diff": draw_diff(outcome)}
+    svgs = {name: render_svg(drawing) for name, drawing in drawings.items()}
+    for name, svg in svgs.items():
+        suffix, text = ("dot", drawings[name].source) if svg is None else ("svg", svg)
+        (folder / f"{name}.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+    return svgs["diff"]
+
+
+def _save_weights(model: nn.Module, path: Path, plan_text: str) -> None:
+    state = _tensor_state(model)
+    stored, aliases = _split_aliases(state)
+    metadata = {
+        "format": FORMAT,
+        "plan_sha256": _hash_text(plan_text),
+        "weights_sha256": _hash_tensors(stored),
+        "aliases": json.dumps(aliases, sort_keys=True),
+    }
+    safetensors.torch.save_file(stored, path, metadata=metadata)
+
+
+def _tensor_state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise FileError(
+            f"the model's state holds values that are no tensors ({', '.join(foreign[:3])}); only tensors can be saved "
+            "without pickle. Keep such state in buffers, or save result.model.state_dict() yourself."
+        )
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def _split_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under one name each, and for every further name of the same tensor the first."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype], str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        known = first.get(key) if tensor.numel() else None
+        if known is None:
+            first[key] = name
+            stored[name] = tensor.contiguous().clone()
+        else:
+            aliases[name] = known
+    return stored, aliases
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """The saved model: structure from plan.json, weights from model.safetensors, checked against each other.
+
+    Args:
+        folder: What ``result.save()`` wrote; only plan.json and model.safetensors are read.
+        model: A fresh instance of the model that was optimised, with any weights. It is not changed.
+
+    Returns:
+        A model of the same class that gives the saved model's outputs bit for bit, in ``model``'s train or eval mode.
+
+    Raises:
+        FileError: A file is missing, truncated, changed, or not of this format.
+        RewriteError: The plan or the weights do not fit this model.
+    """
+    source = Path(folder)
+    plan_text = _decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
+    plan = Plan.from_json(plan_text)
+    state = _load_weights(source / WEIGHTS, plan_text)
+    built = rewrite_structure(unwrap_model(model), plan)
+    _check_state(built, state)
+    built.load_state_dict(state, strict=True)
+    return built
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: is not UTF-8 text. {_AGAIN}") from error
+
+
+def _load_weights(path: Path, plan_text: str) -> dict[str, Tensor]:
+    content = read_bytes(path, "the weights file")
+    try:
+        tensors = safetensors.torch.load(content)
+        metadata = _read_metadata(path)
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: is not a whole safetensors file ({error}). {_AGAIN}") from error
+    _check_metadata(path, metadata, plan_text, tensors)
+    aliases = _read_aliases(path, metadata, tensors)
+    return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str], plan_text: str, tensors: Mapping[str, Tensor]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{path}: has format {metadata.get('format')}; this version reads format {FORMAT}. {_AGAIN}")
+    if metadata.get("plan_sha256") != _hash_text(plan_text):
+        raise FileError(f"{path}: was saved with another plan.json than the one beside it. {_AGAIN}")
+    if metadata.get("weights_sha256") != _hash_tensors(tensors):
+        raise FileError(f"{path}: its weights were changed after saving. {_AGAIN}")
+
+
+def _read_aliases(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    try:
+        aliases = json.loads(metadata.get("aliases", "{}"))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}: its list of shared tensors is not JSON. {_AGAIN}") from error
+    if not isinstance(aliases, dict) or not set(aliases.values()) <= set(tensors):
+        raise FileError(f"{path}: its list of shared tensors names tensors it does not hold. {_AGAIN}")
+    return aliases
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    got = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+    if wrong:
+        name = wrong[0]
+        raise RewriteError(
+            f"the saved weights do not fit this model: '{name}' is {got.get(name, 'missing')} in the file, "
+            f"{expected.get(name, 'missing')} in the model ({len(wrong)} differ). "
+            "Pass a model built with the same arguments."
+        )

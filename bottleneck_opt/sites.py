@@ -1,0 +1,150 @@
+"""What a pass sees and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bottleneck_opt.factorization import choose_shrinkage, damp, shrink
+from bottleneck_opt.graph import Cost
+from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class Site:
+    """One convolution or Linear, read-only: all a pass may look at.
+
+    Attributes:
+        path: Module path.
+        names: Every path the same module is reachable by, ``path`` first.
+        layer: Its description.
+        weight: ``(out, in, *kernel)``, float64.
+        bias: ``(out,)``, float64, or None.
+        input_shapes: Input shape of each call, batch axis included.
+        cost: Its cost over all calls.
+        statistics: What calibration learnt about it.
+        examples: Calibration examples behind the statistics.
+        fallback_curvature: Curvature of an output channel to assume where no gradient arrived.
+        shrinkage: Pull of the covariance towards the identity; None lets the number of examples decide.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    layer: LayerSpec
+    weight: Tensor
+    bias: Tensor | None
+    input_shapes: tuple[tuple[int, ...], ...]
+    cost: Cost
+    statistics: LayerStatistics
+    examples: int
+    fallback_curvature: float = 1.0
+    shrinkage: float | None = None
+
+    @property
+    def offset_weight(self) -> Tensor:
+        """The weight as ``(out, offsets, in)``."""
+        return self.weight.flatten(2).transpose(1, 2).contiguous() if self.weight.dim() > 2 else self.weight[:, None]
+
+    @property
+    def flat_weight(self) -> Tensor:
+        """The weight as ``(out, offsets * in)``, offset-major, the order of the patches."""
+        return self.offset_weight.flatten(1)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the output feels this layer at all, as far as calibration saw."""
+        return self.statistics.probes > 0 and bool(self.statistics.curvature.diagonal().sum() > 0)
+
+    def curvature(self) -> Tensor:
+        """``G (out, out)``, damped; a multiple of the identity where no gradient arrived."""
+        if not self.has_gradient:
+            return self.weight.new_zeros(len(self.weight)).add_(self.fallback_curvature).diag()
+        return damp(self.statistics.mean_curvature())
+
+    def covariance(self) -> Tensor:
+        """``S (offsets * in, offsets * in)``, shrunk. Raises ValueError where it was not collected."""
+        return shrink(self.statistics.inputs.covariance(), self._shrinkage)
+
+    def output_covariance(self) -> Tensor:
+        """``W S W^T (out, out)`` with the shrunk S, from the outputs themselves, so that S is not needed."""
+        amount = self._shrinkage
+        covariance = self.statistics.outputs.covariance() * (1 - amount)
+        covariance += amount * self.statistics.inputs.variance * (self.flat_weight @ self.flat_weight.T)
+        return (covariance + covariance.T) / 2
+
+    @property
+    def _shrinkage(self) -> float:
+        return choose_shrinkage(self.examples) if self.shrinkage is None else self.shrinkage
+
+    def corrected_bias(self, approximation: Tensor) -> Tensor:
+        """``b + (W - W~) m (out,)``: the bias that keeps the mean output, the exact optimum over b.
+
+        Args:
+            approximation: ``W~ (out, offsets * in)``, offset-major.
+        """
+        shift = (self.flat_weight - approximation) @ self.statistics.inputs.mean
+        return shift if self.bias is None else self.bias + shift
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Values for one layer: ``weight`` of the layer's shape, ``bias (out,)`` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to replace a site.
+
+    Attributes:
+        form: Shape of the replacement, such as ``reduce``.
+        ranks: Its bottleneck widths.
+        full_ranks: The widths at which nothing is lost.
+        layers: The layers in its place, first to last.
+        predicted_loss: Predicted squared change of the model's output, relative to the output's variance.
+        fill: Computes the layers' weights, in their order; called only if the option is chosen.
+    """
+
+    form: str
+    ranks: tuple[int, ...]
+    full_ranks: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    predicted_loss: float
+    fill: Callable[[], Sequence[Weights]]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A pass's no to a site it knows: the reason, and what the user can do about it."""
+
+    reason: str
+    advice: str = ""
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite rule: a frozen dataclass whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """Short lower-case name, unique among passes."""
+
+    def propose(self, site: Site) -> Sequence[Option] | Skip | None:
+        """Options for a site; a Skip when it is this pass's kind of site but cannot be done; None when it is not its kind."""
+
+
+def rank_steps(full: int) -> tuple[int, ...]:
+    """Ranks worth offering below ``full``: every one up to 32 channels, multiples of 8 above.
+
+    Example:
+        >>> rank_steps(4), rank_steps(40)
+        ((1, 2, 3), (8, 16, 24, 32))
+    """
+    step = 1 if full <= 32 else 8
+    return tuple(range(step, full, step))

@@ -1,0 +1,49 @@
+"""Name every convolution and Linear that stays as it was, with its reason and its share of the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from bottleneck_opt.allocation import Allocation
+from bottleneck_opt.eligibility import Candidates
+from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.layers import describe_layer
+from bottleneck_opt.outcome import Skipped
+from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.sites import Skip
+
+
+def list_skipped(
+    working: nn.Module, traced: Traced, candidates: Candidates, proposals: Sequence[Proposal], allocation: Allocation
+) -> tuple[Skipped, ...]:
+    """Everything left alone, largest share of the model's MACs first."""
+    reasons: dict[str, tuple[Skip, tuple[str, ...]]] = {path: (skip, ()) for path, skip in candidates.refused.items()}
+    for proposal, chosen in zip(proposals, allocation.chosen, strict=True):
+        if chosen is None:
+            reasons[proposal.site.path] = _why_not(proposal)
+    skipped = [_skipped(working, traced, path, *reason) for path, reason in reasons.items()]
+    return tuple(sorted(skipped, key=lambda each: (-each.share, each.path)))
+
+
+def _why_not(proposal: Proposal) -> tuple[Skip, tuple[str, ...]]:
+    if proposal.options:
+        reason = "kept as it is: the budget is met with less loss elsewhere"
+        return Skip(reason, "a smaller budget may reach it"), tuple(
+            dict.fromkeys(o.pass_name for o in proposal.options)
+        )
+    if not proposal.skips:
+        return Skip(f"no chosen pass handles a {proposal.site.layer.label}", "add a pass with passes="), ()
+    texts = dict.fromkeys(skip.reason for _, skip in proposal.skips)
+    advice = next((skip.advice for _, skip in proposal.skips if skip.advice), "")
+    return Skip("; ".join(texts), advice), tuple(name for name, _ in proposal.skips)
+
+
+def _skipped(working: nn.Module, traced: Traced, path: str, skip: Skip, passes: tuple[str, ...]) -> Skipped:
+    module = working.get_submodule(path)
+    described = describe_layer(module)
+    cost = sum((node.cost for node in traced.structure.calls_of(path)), Cost())
+    share = cost.macs / traced.cost.macs if traced.cost.macs else 0.0
+    operation = type(module).__name__ if described is None else described.label
+    return Skipped(path, operation, skip.reason, skip.advice, cost, share, passes)

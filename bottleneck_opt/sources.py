@@ -1,0 +1,182 @@
+"""Find what the command line names: a model, its weights, calibration data, a function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt.errors import FileError, InputError, ModelError, NotAvailableError
+
+_ZOOS = ("torchvision", "timm")
+
+
+def find_model(name: str, weights: str | None = None) -> nn.Module:
+    """The model that ``MODEL`` on the command line stands for, in eval mode.
+
+    Args:
+        name: ``torchvision:resnet50``, ``timm:resnet50``, ``package.module:factory`` or ``file.py:factory``; the factory is
+            a callable without arguments or a module.
+        weights: A state dict, ``.safetensors`` or ``.pt``.
+
+    Raises:
+        ModelError: There is no such model, or making it fails.
+        FileError: The weights cannot be read or do not fit.
+    """
+    source, _, attribute = name.partition(":")
+    if not attribute:
+        raise ModelError(
+            f"MODEL: got '{name}'; expected 'torchvision:resnet50', 'timm:resnet50', 'package.module:factory' or "
+            "'file.py:factory'. Put a colon between where it is and what it is called."
+        )
+    model = _build_from_zoo(source, attribute) if source in _ZOOS else _call_factory(find_object(name), name)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"MODEL: '{name}' gave a {type(model).__name__}; expected a torch.nn.Module.")
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model.eval()
+
+
+def _build_from_zoo(zoo: str, name: str) -> Any:
+    try:
+        library = importlib.import_module(f"{zoo}.models" if zoo == "torchvision" else zoo)
+    except Exception as error:  # a torchvision built for another torch fails in its own ways
+        raise ModelError(f"MODEL: {zoo} cannot be imported: {error}. Install it: pip install {zoo}") from error
+    try:
+        return library.get_model(name, weights=None) if zoo == "torchvision" else library.create_model(name)
+    except Exception as error:  # each library refuses an unknown name with its own exception
+        raise ModelError(f"MODEL: {zoo} cannot build '{name}': {error}. Check the name.") from error
+
+
+def find_object(name: str) -> Any:
+    """The object that ``package.module:attribute`` or ``file.py:attribute`` names.
+
+    Raises:
+        ModelError: The module cannot be imported or has no such attribute.
+    """
+    source, _, attribute = name.partition(":")
+    try:
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise ModelError(f"'{name}': {source} has no '{attribute}'. Check the name after the colon.") from error
+    except Exception as error:  # the user's file may raise anything while it is imported
+        raise ModelError(f"'{name}': {source} cannot be imported: {type(error).__name__}: {error}.") from error
+
+
+def _import_module(name: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it: the user's own package in the current folder
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call_factory(factory: Any, name: str) -> Any:
+    if isinstance(factory, nn.Module) or not callable(factory):
+        return factory
+    try:
+        return factory()
+    except Exception as error:  # the user's own code
+        raise ModelError(f"MODEL: calling '{name}' failed: {type(error).__name__}: {error}.") from error
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    state = _read_tensors(path, "the weights")
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise FileError(f"{path}: does not fit the model: {first}. Pass the state dict of this very model.") from error
+
+
+def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix in (".pt", ".pth", ".bin"):
+            return _state_of(torch.load(path, map_location="cpu", weights_only=True), path)
+    except FileError:
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FileError(f"{path}: {what} cannot be read: {error}.") from error
+    except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
+        raise FileError(
+            f"{path}: {what} cannot be read without unpickling: {' '.join(str(error).split())[:160]}."
+        ) from error
+    raise FileError(f"{path}: got a '{path.suffix}' file for {what}; expected .safetensors, or .pt with a state dict.")
+
+
+def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise FileError(f"{path}: holds a {type(content).__name__}; expected a state dict (names and tensors).")
+    return content
+
+
+def read_shape(text: str) -> Tensor:
+    """Noise of a shape such as ``1x3x224x224``.
+
+    Raises:
+        InputError: The text is no shape.
+    """
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(
+            f"--input: got '{text}'; expected numbers with x between them. Write for instance 1x3x224x224."
+        )
+    return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0))
+
+
+def read_calibration_file(name: str) -> Tensor:
+    """A tensor of calibration inputs from ``.npy`` or ``.safetensors``.
+
+    Raises:
+        FileError: It cannot be read or holds something else.
+        NotAvailableError: It is a folder of images.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise NotAvailableError(
+            f"--calibration {name}: this version reads no image folders. "
+            "Save the model's own preprocessed inputs as one .npy or .safetensors file, examples along axis 0."
+        )
+    if path.suffix == ".npy":
+        return _read_numpy(path)
+    tensors = _read_tensors(path, "calibration data")
+    if len(tensors) != 1:
+        raise FileError(f"{path}: holds {len(tensors)} tensors; expected one, examples along axis 0.")
+    return next(iter(tensors.values()))
+
+
+def _read_numpy(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(f"{path}: calibration data cannot be read: {error}. Save one array with numpy.save.") from error
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names. Raises ModelError when there is none."""
+    found = find_object(name)
+    if not callable(found):
+        raise ModelError(f"'{name}' is a {type(found).__name__}; expected a function.")
+    return found  # type: ignore[no-any-return]  # found by name at run time

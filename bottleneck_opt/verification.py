@@ -1,0 +1,143 @@
+"""Measure what the rewriting did: outputs, speed, metric, and that every new layer is really used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bottleneck_opt.calibration import float_leaves
+from bottleneck_opt.calibration_data import CalibrationData, place_batch
+from bottleneck_opt.errors import InputError, RewriteError
+from bottleneck_opt.inputs import batch_size
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.statistics import OutputScale
+
+
+@dataclass(frozen=True)
+class OutputChange:
+    """How far the rewritten model's output is from the original's.
+
+    Attributes:
+        relative: Mean squared change relative to the output's variance.
+        kl: Mean Kullback-Leibler divergence of the softmax, or None unless the output is one ``(batch, classes)`` tensor.
+        agreement: Share of examples with the same top class, or None likewise.
+    """
+
+    relative: float
+    kl: float | None
+    agreement: float | None
+
+
+def measure_change(
+    before: nn.Module, after: nn.Module, data: CalibrationData, scales: Sequence[OutputScale]
+) -> OutputChange:
+    """Run both models on the data and compare their outputs.
+
+    Args:
+        before, after: Working copies in eval mode.
+        data: What to run on.
+        scales: Spread of each output tensor, from calibration.
+
+    Raises:
+        RewriteError: Shapes differ, or the rewritten model's output is not finite where the original's is.
+    """
+    squared, kl, agreed, examples = 0.0, 0.0, 0, 0
+    classifies = True
+    parameter = next(before.parameters(), torch.zeros(()))
+    for batch in data.batches:
+        placed = place_batch(batch, device=parameter.device, dtype=parameter.dtype)
+        with torch.no_grad():
+            expected, got = float_leaves(placed.call(before)), float_leaves(placed.call(after))
+        _check_outputs(expected, got)
+        examples += batch_size(batch)
+        squared += sum(
+            float((a.double() - b.double()).square().sum()) * scale.weight**2
+            for a, b, scale in zip(expected, got, scales, strict=False)
+        )
+        classifies = classifies and _is_classifier(expected)
+        if classifies:
+            kl += float(F.kl_div(got[0].log_softmax(1), expected[0].log_softmax(1), reduction="sum", log_target=True))
+            agreed += int((expected[0].argmax(1) == got[0].argmax(1)).sum())
+    if not classifies:
+        return OutputChange(squared / examples, None, None)
+    return OutputChange(squared / examples, kl / examples, agreed / examples)
+
+
+def _is_classifier(outputs: Sequence[Tensor]) -> bool:
+    return len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1
+
+
+def _check_outputs(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+    shapes = [tuple(leaf.shape) for leaf in expected], [tuple(leaf.shape) for leaf in got]
+    if shapes[0] != shapes[1]:
+        raise RewriteError(
+            f"the rewritten model's outputs have shapes {shapes[1]}; expected {shapes[0]}. Its output depends on layers "
+            "in a way that cannot be followed: leave them out with exclude=."
+        )
+    for mine, theirs in zip(got, expected, strict=True):
+        if torch.isfinite(theirs).all() and not torch.isfinite(mine).all():
+            raise RewriteError(
+                "the rewritten model's output is not finite. Try a larger budget, and report this model."
+            )
+
+
+def check_calls(after: nn.Module, plan: Plan, expected: dict[str, int], run: Callable[[], Any]) -> None:
+    """Run once and raise RewriteError unless every new layer was called as often as the layer it replaced.
+
+    Args:
+        after: The rewritten working copy.
+        plan: What was replaced.
+        expected: Calls of each replaced layer, by path.
+        run: Runs ``after`` on the example input.
+    """
+    calls: Counter[str] = Counter()
+
+    def count(path: str) -> Callable[..., None]:
+        return lambda *_: calls.update([path])
+
+    new = [(step, f"{step.path}.{layer.name}") for step in plan.steps for layer in step.layers]
+    handles = [after.get_submodule(path).register_forward_hook(count(path)) for _, path in new]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for step, path in new:
+        if calls[path] != expected[step.path]:
+            raise RewriteError(
+                f"'{path}' was called {calls[path]} times, its layer {expected[step.path]} times: the model reaches "
+                f"'{step.path}' by a reference outside the module tree, or acts on its type. Use exclude='{step.path}'."
+            )
+
+
+def run_evaluate(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: str) -> float:
+    """What the user's ``evaluate(model)`` says, the mean of it when it returns one score a sample.
+
+    Raises:
+        InputError: It returned no finite number.
+    """
+    answer = evaluate(model)
+    scores = _scores(answer)
+    if not scores or not all(torch.isfinite(torch.tensor(scores, dtype=torch.float64))):
+        shown = repr(answer) if len(repr(answer)) < 80 else type(answer).__name__
+        raise InputError(
+            f"evaluate: returned {shown} for the model {which}; expected a finite number, or one for each sample. "
+            "Return a float, higher is better."
+        )
+    return sum(scores) / len(scores)
+
+
+def _scores(answer: Any) -> list[float]:
+    if isinstance(answer, Tensor):
+        return [float(value) for value in answer.detach().flatten().cpu()]
+    try:
+        values = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
+        return [float(value) for value in values]
+    except (TypeError, ValueError):  # not numbers: the caller says so
+        return []

@@ -1,0 +1,133 @@
+"""A private copy of the user's model to run, record and calibrate on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt.errors import InputError, ModelError
+from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.recording import observe_calls
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def unwrap_model(model: object) -> nn.Module:
+    """The module inside ``torch.compile`` and DataParallel wrappers; the module itself when there is none.
+
+    Raises:
+        ModelError: It is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: got {type(model).__name__}; expected a torch.nn.Module. Pass the model object itself, "
+            "not its class, its state dict or a path."
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrap_model(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrap_model(inner) if isinstance(inner, nn.Module) else model
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy. Tensor attributes with a history, which deepcopy refuses, are copied without it."""
+    memo = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)
+
+
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode; half precision becomes float32, float32 and float64 stay.
+
+    Raises:
+        ModelError: A weight is NaN or infinite.
+    """
+    check_finite_weights(model)
+    made = copy_model(model).eval()
+    if any(tensor.dtype in _HALF for tensor in [*made.parameters(), *made.buffers()]):
+        made = made.float()
+    return made.requires_grad_(False)
+
+
+def check_finite_weights(model: nn.Module) -> None:
+    """Raise ModelError when a parameter or buffer holds NaN or Inf."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(
+                f"{name}: this lazy parameter has no shape yet. Call the model once on real data before optimising it."
+            )
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values are NaN or infinite; "
+                "expected finite weights. Load a sound checkpoint."
+            )
+
+
+def working_inputs(inputs: Inputs, model: nn.Module, device: torch.device) -> Inputs:
+    """The inputs on the device, in the precision the working copy runs in."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+    def place(tensor: Tensor) -> Tensor:
+        moved = tensor.detach().to(device)
+        return moved.to(dtype) if moved.is_floating_point() else moved.clone()
+
+    return inputs.map(place)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU when there is none."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the global random state and the TF32 switches as they were, whatever happens inside."""
+    switches = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, False
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = switches
+
+
+def run_on_example(model: nn.Module, inputs: Inputs) -> object:
+    """Run the model once.
+
+    Raises:
+        InputError: The model fails; the message holds the model's own error and the module in which it happened.
+    """
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    failed: list[str] = []
+
+    def observe(original, module, args, kwargs):  # type: ignore[no-untyped-def]  # the signature of observe_calls
+        try:
+            return original(module, *args, **kwargs)
+        except Exception:
+            where = paths.get(id(module), "") or "the model itself"
+            failed.append(f"{where} ({type(module).__name__})")
+            raise
+
+    try:
+        with observe_calls(observe):
+            return inputs.call(model)
+    except Exception as error:  # whatever the user's model raises is reported with its place
+        where = f"in {failed[0]}: " if failed else ""
+        raise InputError(
+            f"the model fails on {inputs.describe()}: {where}{type(error).__name__}: {_first_line(error)}. "
+            "Pass inputs= that the model runs on by itself."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else "no message"

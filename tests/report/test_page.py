@@ -1,0 +1,94 @@
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from bottleneck_opt.diagrams import draw_diff, render_svg
+from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report import render_html
+from tests.samples import renamed_outcome, residual_outcome
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></title></svg><iframe src=//evil>",
+    "{{ outcome }}{% include 'x' %}",
+    "&lt;b&gt;",
+    "' onmouseover='x",
+]
+
+
+class Seen(HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes.extend(attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page(outcome: Outcome) -> Seen:
+    return Seen(render_html(outcome, render_svg(draw_diff(outcome))))
+
+
+def test_the_page_holds_the_facts_in_words() -> None:
+    text = page(residual_outcome()).text
+    for words in (
+        "tests.samples.Net", "912 kMAC -> 806 kMAC (-12 %)", "1.50 ms", "98.4 %", "0.96", "1 of 2", "4 of 16",
+        "3 input channels", "64 digits", "bo.load(", "torch 2.13.0", "calibration", "1.5 s", "A note.",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_the_page_needs_no_network_and_no_script() -> None:
+    seen = page(residual_outcome())
+    assert not {"script", "iframe", "link", "object", "embed"} & set(seen.tags)
+    links = [value or "" for name, value in seen.attributes if name in ("src", "href", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert any("default-src 'none'" in (value or "") for name, value in seen.attributes if name == "content")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_adds_no_tag_and_no_attribute(name: str) -> None:
+    plain, hostile = page(residual_outcome()), page(renamed_outcome(residual_outcome(), "blocks", name))
+    assert {"script", "iframe", "img"}.isdisjoint(hostile.tags)
+    assert {attribute for attribute, _ in hostile.attributes} == {attribute for attribute, _ in plain.attributes}
+    assert name in hostile.text
+
+
+def test_without_a_renderer_the_page_says_how_to_get_the_picture() -> None:
+    seen = Seen(render_html(residual_outcome(), None))
+    assert "svg" not in seen.tags
+    assert "Install Graphviz" in seen.text
+
+
+def test_the_picture_is_in_the_page_without_its_file_head() -> None:
+    html = render_html(residual_outcome(), render_svg(draw_diff(residual_outcome())))
+    assert html.count("<svg") == 1
+    assert "<?xml" not in html
+    assert html.count("<!DOCTYPE") + html.count("<!doctype") == 1
+
+
+def test_a_missed_budget_and_missing_numbers_are_handled() -> None:
+    outcome = residual_outcome({}, skipped=())
+    verification = replace(outcome.verification, speed=None, metric_before=None, agreement=None, checks=())
+    text = page(replace(outcome, verification=verification, budget_met=False, seconds=(), notes=())).text
+    assert "not met" in text
+    assert "No layer was rewritten" in text
+
+
+def test_the_same_outcome_gives_the_same_page() -> None:
+    assert render_html(residual_outcome(), None) == render_html(residual_outcome(), None)

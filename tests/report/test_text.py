@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+from bottleneck_opt.report import render_text
+from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
+from tests.samples import renamed_outcome, residual_outcome
+
+
+def test_the_headline_numbers_are_there_before_and_after() -> None:
+    lines = {line.split("  ")[0]: line.split() for line in render_text(residual_outcome()).splitlines()}
+    assert lines["MACs"][1:] == ["912", "kMAC", "806", "kMAC", "-12", "%"]
+    assert lines["time a call"][3:8] == ["2.00", "ms", "1.50", "ms", "-25"]
+    assert lines["output change"][2:4] == ["1.2", "%"]
+    assert lines["metric"][1:4] == ["0.97", "0.96", "-0.01"]
+    assert "1 of 2" in " ".join(lines["layers changed"])
+
+
+def test_each_rewritten_layer_has_its_rank_cost_and_loss() -> None:
+    line = next(line for line in render_text(residual_outcome()).splitlines() if line.startswith("blocks.1.conv1"))
+    for words in ("conv 3x3", "reduce", "4 of 16", "147 k -> 41.0 k", "-72 %", "1.0 %"):
+        assert words in line
+
+
+def test_layers_left_alone_are_grouped_by_reason_with_their_share() -> None:
+    outcome = residual_outcome()
+    other = replace(outcome.skipped[0], path="head", reason="too small", advice="Lower the budget.", share=0.2)
+    text = render_text(replace(outcome, skipped=(*outcome.skipped, other, replace(other, path="head2"))))
+    rows = text[text.index("left alone") :].splitlines()
+    assert rows[1].split() == ["too", "small", "2", "40.0", "%", "head", "and", "1", "more"]
+    assert "to do: too small: Lower the budget." in text
+
+
+def test_what_was_not_measured_is_not_mentioned() -> None:
+    outcome = residual_outcome()
+    verification = replace(outcome.verification, speed=None, metric_before=None, agreement=None)
+    text = render_text(replace(outcome, verification=verification))
+    assert "time a call" not in text
+    assert "metric" not in text
+    assert "same top class" not in text
+
+
+def test_an_outcome_without_any_change_says_so() -> None:
+    text = render_text(residual_outcome({}, skipped=()))
+    assert "no layer was rewritten" in text
+    assert "left alone" not in text
+
+
+def test_a_budget_that_was_missed_is_said_loudly() -> None:
+    assert "NOT met" in render_text(replace(residual_outcome(), budget_met=False))
+
+
+@pytest.mark.parametrize("name", ["x" * 3000, "two words " * 60, "line\nbreak\x1b[31m", "caf\u00e9" * 50])
+def test_no_name_makes_a_line_too_wide_or_breaks_it(name: str) -> None:
+    plain, text = render_text(residual_outcome()), render_text(renamed_outcome(residual_outcome(), "blocks", name))
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert text.index("rewritten layer") > 0
+    assert len(text.splitlines()) >= len(plain.splitlines())
+
+
+def test_a_table_gives_way_in_its_widest_column_only() -> None:
+    lines = format_table(["path", "n"], [["a" * 300, "1"], ["b", "22"]], right="lr")
+    assert {len(line) for line in lines} == {WIDTH}
+    assert lines[2].endswith("22")
+
+
+def test_a_word_longer_than_a_line_is_broken() -> None:
+    assert max(map(len, wrap_text("y" * 400, first="- ", rest="  "))) <= WIDTH

@@ -19,7 +19,7 @@ from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
 from bottleneck_opt.tracing import trace
-from bottleneck_opt.version import VERSION as __version__
+from bottleneck_opt.version import __version__
 
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",

@@ -39,8 +39,8 @@ class Allocation:
 def allocate(proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool) -> Allocation:
     """The best choice within the limits.
 
-    One limit is solved exactly; two by a weighted sum of both whose weight is bisected (surrogate relaxation, Glover 1975),
-    then repaired, with the gap to the relaxation's bound reported.
+    One limit is solved exactly; two by a weighted sum of both whose weight is bisected (surrogate relaxation, Glover
+    1975), then repaired, with the gap to the relaxation's bound reported.
 
     Args:
         proposals: The options of every site.

@@ -103,7 +103,8 @@ def _from_amounts(amounts: Mapping[str, Amount]) -> Budget:
     unknown = sorted(set(amounts) - {*UNITS, *_LATER})
     if unknown:
         raise BudgetError(
-            f"budget: unknown unit {', '.join(map(repr, unknown))}; expected {', '.join(UNITS)}. Write budget='macs=0.5'."
+            f"budget: unknown unit {', '.join(map(repr, unknown))}; expected {', '.join(UNITS)}. "
+            "Write budget='macs=0.5'."
         )
     return Budget(**{unit: _ratio_or_text(amount) for unit, amount in amounts.items()})
 

@@ -1,9 +1,10 @@
 """Run calibration data through a working copy and collect statistics.
 
-Two walks over the data. The first looks at what flows in and out of each layer (one forward pass a batch). The second asks
-how much the output feels a change at each layer: for a random direction ``v`` in output space, ``g = d(v . f(x))/dy`` at
-every output pixel ``y`` of the layer, and ``G = E[sum_positions g g^T]`` is the expected squared change of the output.
-With ``f`` scaled to unit variance, all predicted losses are relative squared changes of the output.
+Two walks over the data. The first looks at what flows in and out of each layer (one forward pass a batch). The second
+asks how much the output feels a change at each layer: for a random direction ``v`` in output space,
+``g = d(v . f(x))/dy`` at every output pixel ``y`` of the layer, and ``G = E[sum_positions g g^T]`` is the expected
+squared change of the output. With ``f`` scaled to unit variance, all predicted losses are relative squared changes of
+the output.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Sampling:
     first_example: int = 0
 
     def positions(self, width: int, available: int) -> int:
-        """Output positions to look at in each example: at least 49, about eight samples for each of ``width`` numbers."""
+        """Output positions to look at in each example: at least 49, about eight samples for each of ``width``."""
         return min(available, max(49, -(-8 * width // max(self.examples, 1))))
 
 
 def choose_probes(examples: int, macs_per_example: float) -> int:
-    """Eight probes an example, fewer where a forward pass is expensive: about 2e11 multiply-adds in all, at least one."""
+    """Eight probes an example, fewer where a forward pass is expensive: about 2e11 multiply-adds in all."""
     return int(max(1, min(MOST_PROBES, PROBE_MACS // max(examples * macs_per_example, 1))))
 
 
@@ -242,15 +243,25 @@ class _Sums:
 
 
 def _add_samples(moments: Moments, samples: Tensor) -> Moments:
-    """Add samples ``(n, d)``. Products run in the samples' precision, sums in float64."""
+    """Add samples ``(n, d)``. Products run in the samples' precision, around their mean; sums in float64."""
+    exact = samples.double()
+    total = exact.sum(0).cpu()
     outer = moments.outer
     if outer is not None:
-        outer += (samples.T @ samples).double().cpu()
-    exact = samples.double()
+        outer += _sum_products(samples, total)
     return Moments(
-        moments.count + len(samples), moments.total + exact.sum(0).cpu(),
-        moments.squares + float(exact.square().sum()), outer,
-    )  # fmt: skip
+        moments.count + len(samples), moments.total + total, moments.squares + float(exact.square().sum()), outer
+    )
+
+
+def _sum_products(samples: Tensor, total: Tensor) -> Tensor:
+    """``sum x x^T (d, d)`` of samples ``(n, d)`` with this sum: a mean far from zero would drown the rest in rounding."""
+    center = (total / max(len(samples), 1)).to(samples)
+    centered = samples - center
+    products = (centered.T @ centered).double().cpu()
+    middle = center.double().cpu()
+    cross = torch.outer(total - len(samples) * middle / 2, middle)
+    return products.add_(cross).add_(cross.T)
 
 
 def _count_positions(layer: LayerSpec, y: Tensor) -> int:
@@ -261,7 +272,7 @@ def _count_positions(layer: LayerSpec, y: Tensor) -> int:
 
 
 def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
-    """Some output pixels ``(batch * positions, channels)`` of ``y (batch, channels, h, w)`` or ``(batch, ..., features)``."""
+    """Some pixels ``(batch * positions, channels)`` of ``y (batch, channels, h, w)`` or ``(batch, ..., features)``."""
     index = positions.to(y.device)
     if layer.kind == LINEAR:
         rows = y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])

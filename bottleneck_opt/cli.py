@@ -20,7 +20,7 @@ from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import profile_json, report_json
 from bottleneck_opt.sources import find_function, find_model, read_calibration_file, read_shape
-from bottleneck_opt.version import VERSION
+from bottleneck_opt.version import __version__
 
 app = typer.Typer(
     help="Make a trained PyTorch network smaller, and see what changed.",
@@ -34,6 +34,14 @@ Model = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="State dict: .safetensors, or .pt (read without unpickling).")]
 Shape = Annotated[str | None, typer.Option("--input", help="Shape of one example call, such as 1x3x224x224.")]
+Calibration = Annotated[
+    str | None, typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0.")
+]
+BudgetText = Annotated[
+    str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Globs = list[str] | None
 
@@ -41,7 +49,7 @@ Globs = list[str] | None
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(VERSION)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -50,16 +58,16 @@ def optimize_command(
     model: Model,
     weights: Weights = None,
     input_shape: Shape = None,
-    calibration: Annotated[str | None, typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0.")] = None,
+    calibration: Calibration = None,
     calibration_limit: Annotated[int, typer.Option(help="Examples read at most.")] = 256,
-    budget: Annotated[str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")] = None,
+    budget: BudgetText = None,
     passes: Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")] = None,
     include: Annotated[Globs, typer.Option(help="Only these module paths (glob; may be repeated).")] = None,
     exclude: Annotated[Globs, typer.Option(help="Not these module paths (glob; may be repeated).")] = None,
     evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
     recover: Annotated[int | None, typer.Option(help="Not in this version.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")] = Path("out"),
+    out: Out = Path("out"),
     device: Annotated[str | None, typer.Option(help="Where to calibrate and measure.")] = None,
     seed: Annotated[int, typer.Option(help="Of noise and sampling.")] = 0,
     as_json: AsJson = False,
@@ -70,8 +78,8 @@ def optimize_command(
         None if input_shape is None else read_shape(input_shape),
         calibration=None if calibration is None else read_calibration_file(calibration),
         calibration_limit=calibration_limit, budget=budget, passes=None if passes is None else passes.split(","),
-        include=include or None, exclude=exclude or None, evaluate=None if evaluate is None else find_function(evaluate),
-        max_drop=max_drop, recover=recover, device=device, seed=seed, progress=not as_json,
+        include=include or None, exclude=exclude or None, evaluate=None if evaluate is None else
+        find_function(evaluate), max_drop=max_drop, recover=recover, device=device, seed=seed, progress=not as_json,
     )  # fmt: skip
     folder = result.save(out)
     if as_json:
@@ -91,7 +99,7 @@ def profile_command(model: Model, weights: Weights = None, input_shape: Shape = 
 @app.command("draw")
 def draw_command(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")] = Path("model.svg"),
+    output: Output = Path("model.svg"),
     weights: Weights = None,
     input_shape: Shape = None,
 ) -> None:  # fmt: skip

@@ -1,8 +1,9 @@
 """Multiply-adds of tensor operations, by fvcore's formulas on the shapes that were really used.
 
-fvcore's own model analysis needs a jit trace and misses what that trace misses. Its formulas (``fvcore.nn.jit_handles``)
-need only shapes, so they are applied here to every operation of a recorded run. Operations that fvcore has no formula for
-are broken into simpler ones by torch where it can, and listed as uncounted where it cannot.
+fvcore's own model analysis needs a jit trace and misses what that trace misses. Its formulas
+(``fvcore.nn.jit_handles``) need only shapes, so they are applied here to every operation of a recorded run. Operations
+that fvcore has no formula for are broken into simpler ones by torch where it can, and listed as uncounted where it
+cannot.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,13 +77,13 @@ def _convolution(transposed: bool | None) -> Formula:
 
 
 def _matrix_vector(args: Sequence[Any], output: Any) -> int:
-    return math.prod(args[0].shape)
+    return int(math.prod(args[0].shape))
 
 
 def _attention(args: Sequence[Any], output: Any) -> int:
     """Scores and weighted sum: ``queries * keys * (width + value width)`` for every head."""
     query, key, value = args[:3]
-    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return int(math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 _MATRIX: Mapping[str, Formula] = {
@@ -132,7 +132,7 @@ class OperationRecorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -173,8 +173,9 @@ def price_operation(name: str, args: Sequence[Any], output: Any) -> Operation:
 
 
 def _positional(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    """All arguments in the order of the schema; those that the call left out have their defaults."""
+    rest = func._schema.arguments[len(args) :]
+    return [*args, *(kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
 def price_layers(layers: Sequence[LayerSpec], input_shapes: Sequence[Sequence[int]]) -> Cost:

@@ -1,9 +1,9 @@
 """Split one weight into two thin ones, so that the network's output changes as little as possible.
 
-Notation, with axes: a layer's weight is ``W (out, offsets, in)``, flattened ``(out, width)`` offset-major; its input patches
-have covariance ``S (width, width)``; the network's output has curvature ``G (out, out)`` in the layer's output. For an
-approximation ``W~`` the loss is ``tr(G (W - W~) S (W - W~)^T)``: the expected squared change of the network's output, to
-first order. All tensors are float64.
+Notation, with axes: a layer's weight is ``W (out, offsets, in)``, flattened ``(out, width)`` offset-major; its input
+patches have covariance ``S (width, width)``; the network's output has curvature ``G (out, out)`` in the layer's
+output. For an approximation ``W~`` the loss is ``tr(G (W - W~) S (W - W~)^T)``: the expected squared change of the
+network's output, to first order. All tensors are float64.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def damp(curvature: Tensor, amount: float = DAMPING) -> Tensor:
 
 
 def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of a symmetric positive matrix and of its inverse; eigenvalues below 1e-10 of the largest are raised to it."""
+    """Square root of a symmetric positive matrix and of its inverse; eigenvalues are at least 1e-10 of the largest."""
     values, vectors = torch.linalg.eigh(matrix)
     floor = float(values[-1]) * CLIP
     roots = values.clamp_min(floor if floor > 0 else 1.0).sqrt()
@@ -102,9 +102,9 @@ def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor) -> ExpandFit:
     """The exact optimum at every rank, from one eigendecomposition (reduced-rank regression, Izenman 1975).
 
-    With ``G = L L^T`` the best first factor is ``E^T L^T W`` and the best second ``L^-T E``, ``E`` the top eigenvectors of
-    ``L^T (W S W^T) L``. Where the layer has more outputs than inputs these lie in the range of ``L^T W``, and the
-    decomposition is done there.
+    With ``G = L L^T`` the best first factor is ``E^T L^T W`` and the best second ``L^-T E``, ``E`` the top
+    eigenvectors of ``L^T (W S W^T) L``. Where the layer has more outputs than inputs these lie in the range of ``L^T
+    W``, and the decomposition is done there.
 
     Args:
         weight: ``(out, width)``.
@@ -126,8 +126,9 @@ def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor) -> 
 def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> ReduceFit:
     """A near-optimal nested basis for every rank, with the loss after the exact refit of the second factor.
 
-    The basis is the top of ``C^1/2 (sum_pq T_pq W_p^T G W_q) C^1/2`` with ``C`` the mean covariance of an offset and ``T``
-    the covariance between offsets; ``S`` is close to ``T kron C`` (Van Loan 2000). One Cholesky factor gives all losses.
+    The basis is the top of ``C^1/2 (sum_pq T_pq W_p^T G W_q) C^1/2`` with ``C`` the mean covariance of an offset and
+    ``T`` the covariance between offsets; ``S`` is close to ``T kron C`` (Van Loan 2000). One Cholesky factor gives all
+    losses.
 
     Args:
         weight: ``(out, offsets, in)``.
@@ -149,12 +150,12 @@ def _basis_for_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> 
     mixed = torch.einsum("pq,oqi->opi", between, felt)
     inner = torch.einsum("opi,opj->ij", weight, mixed)
     core = half @ ((inner + inner.T) / 2) @ half
-    vectors = torch.linalg.eigh(core).eigenvectors.flip(1)
+    vectors: Tensor = torch.linalg.eigh(core).eigenvectors.flip(1)
     return vectors.T @ inverse_half
 
 
 def _reduce_losses(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> Tensor:
-    """Loss at every rank: one Cholesky of the projected covariance, rank-major, so that leading blocks are lower ranks."""
+    """Loss at every rank, from one Cholesky factor: rows are rank-major, so its leading blocks are the lower ranks."""
     out, offsets, width = weight.shape
     flat = weight.reshape(out, -1)
     felt = flat.T @ cholesky(curvature)
@@ -193,10 +194,11 @@ def refit_second(weight: Tensor, covariance: Tensor, projection: Tensor) -> Tens
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor of a symmetric positive matrix; a matrix that rounding made indefinite gets its diagonal raised until it has one."""
+    """Lower Cholesky factor; a matrix that rounding made indefinite gets its diagonal raised until it has one."""
     scale = float(matrix.diagonal().mean()) or 1.0
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6):
+    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
         lifted = matrix if jitter == 0 else matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype)
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(lifted)
         if not failed:
             return lower

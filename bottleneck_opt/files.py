@@ -38,8 +38,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def folder_written_whole(target: Path) -> Iterator[Path]:
     """A temporary folder to fill; when the block ends well its files become those of ``target``.
 
-    A new or empty target appears by one rename. In a target that exists, files of the same names are replaced one by one
-    and all others stay. When the block fails, the target is as it was.
+    A new or empty target appears by one rename. In a target that exists, files of the same names are replaced one by
+    one and all others stay. When the block fails, the target is as it was.
 
     Raises:
         FileError: The target is a file or cannot be written.

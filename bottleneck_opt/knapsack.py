@@ -6,6 +6,7 @@ list; partial sums that cannot beat a known solution, by the linear relaxation o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,7 @@ def _segments(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[tuple
     found = []
     for number, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
         hull = _hull(cost, loss)
-        for left, right in zip(hull, hull[1:], strict=False):
+        for left, right in itertools.pairwise(hull):
             run, rise = float(cost[right] - cost[left]), float(loss[right] - loss[left])
             found.append((rise / run, run, rise, number, right))
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -112,15 +113,24 @@ def describe_layer(module: nn.Module, name: str = "conv") -> LayerSpec | None:
 
 def build_layer(spec: LayerSpec, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A torch layer for a description, with memory for its weights but no values in it."""
+    with torch.device("meta"):
+        layer = _build_layer(spec)
+    return layer.to(dtype).to_empty(device=device)
+
+
+def _build_layer(spec: LayerSpec) -> nn.Module:
     if spec.kind == LINEAR:
-        return nn.utils.skip_init(
-            nn.Linear, spec.in_channels, spec.out_channels, bias=spec.bias, device=device, dtype=dtype
-        )
-    return nn.utils.skip_init(
-        nn.Conv2d, spec.in_channels, spec.out_channels, spec.kernel, stride=spec.stride, padding=spec.padding,
-        dilation=spec.dilation, groups=spec.groups, bias=spec.bias, padding_mode=spec.padding_mode,
-        device=device, dtype=dtype,
+        return nn.Linear(spec.in_channels, spec.out_channels, bias=spec.bias)
+    return nn.Conv2d(
+        spec.in_channels, spec.out_channels, _pair(spec.kernel), stride=_pair(spec.stride),
+        padding=spec.padding if isinstance(spec.padding, str) else _pair(spec.padding), dilation=_pair(spec.dilation),
+        groups=spec.groups, bias=spec.bias, padding_mode=spec.padding_mode,  # type: ignore[arg-type]  # read from a module or checked on reading
     )  # fmt: skip
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
 
 
 def compute_layer(spec: LayerSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -168,11 +178,8 @@ class Factored(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The merged kernel ``(out, in, *kernel)``: computed anew at each reading, so it follows the factors."""
-        merged: Tensor | None = None
-        for layer in self.children():
-            merged = layer.weight if merged is None else _merge_kernels(merged, layer.weight)
-        assert isinstance(merged, Tensor)
-        return merged
+        kernels: list[Tensor] = [layer.get_parameter("weight") for layer in self.children()]
+        return functools.reduce(_merge_kernels, kernels)
 
     @property
     def bias(self) -> Tensor | None:
@@ -180,6 +187,7 @@ class Factored(nn.Sequential):
         return self[-1].bias  # type: ignore[return-value]  # torch types every attribute as Tensor | Module
 
     def extra_repr(self) -> str:
+        """What it stands for, shown when the model is printed."""
         return f"in place of {self._replaced.label}, {self._replaced.in_channels} -> {self._replaced.out_channels}"
 
 

@@ -32,7 +32,7 @@ from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.tracing import build_graph_module, choose_inputs, compare_runs, runs_on, trace_working
 from bottleneck_opt.verification import check_calls, measure_change, run_evaluate
-from bottleneck_opt.version import VERSION
+from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import (
     copy_model,
     model_device,
@@ -44,6 +44,19 @@ from bottleneck_opt.working_copy import (
 )
 
 Evaluate = Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the caller asked to be looked at, as it was given."""
+
+    inputs: Any
+    calibration: Any
+    limit: int
+    device: str | torch.device | None
+    seed: int
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,8 @@ def optimize(
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
-    """A smaller copy of a trained model: expensive layers become thin chains fitted to weights and data, without training.
+    """A smaller copy of a trained model: expensive layers become thin chains fitted to weights and data, without
+    training.
 
     Args:
         model: Any module. It is not run, not moved and not changed; all work is done on copies.
@@ -128,8 +142,8 @@ def optimize(
     with undisturbed(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with stages.stage("trace"):
-            subject = _prepare(original, inputs, calibration, limit=calibration_limit, device=device, seed=seed,
-                               include=include, exclude=exclude)  # fmt: skip
+            request = _Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
+            subject = _prepare(original, request)
         statistics = _calibrate(subject, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
         proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
@@ -167,19 +181,21 @@ def _refuse_later_options(*, evaluate: Evaluate | None, max_drop: float | None, 
         raise NotAvailableError("recover: this version does not train. Fine-tune result.model as any module.")
 
 
-def _prepare(
-    original: nn.Module, inputs: Any, calibration: Any, *, limit: int, device: str | torch.device | None, seed: int,
-    include: Sequence[str] | None, exclude: Sequence[str] | None,
-) -> _Subject:  # fmt: skip
+def _prepare(original: nn.Module, request: _Request) -> _Subject:
     working = working_copy(original)
-    if device is not None:
-        working = working.to(device)
-    example, notes = choose_inputs(working, inputs)
+    if request.device is not None:
+        working = working.to(request.device)
+    example, notes = choose_inputs(working, request.inputs)
     traced = trace_working(working, example)
     data = read_calibration(
-        calibration, example, given=inputs, limit=limit, seed=seed, runs=lambda call: runs_on(working, call)
+        request.calibration,
+        example,
+        given=request.inputs,
+        limit=request.limit,
+        seed=request.seed,
+        runs=lambda call: runs_on(working, call),
     )
-    candidates = find_candidates(working, traced, include=include, exclude=exclude)
+    candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     return _Subject(original, working, traced, data, candidates, notes)
 
 
@@ -331,7 +347,7 @@ def _notes(
 
 
 def _provenance(subject: _Subject, plan: Plan, device: str | torch.device | None) -> Provenance:
-    versions = (("bottleneck-opt", VERSION), ("torch", torch.__version__), ("python", platform.python_version()))
+    versions = (("bottleneck-opt", __version__), ("torch", torch.__version__), ("python", platform.python_version()))
     return Provenance(
         model=plan.model,
         inputs=subject.example.describe(),

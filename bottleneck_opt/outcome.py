@@ -1,4 +1,4 @@
-"""Everything that is known about a finished optimisation, as plain data for the texts, pictures and files made of it."""
+"""Everything known about a finished optimisation, as plain data for the texts, pictures and files made of it."""
 
 from __future__ import annotations
 

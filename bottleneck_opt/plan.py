@@ -6,14 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from bottleneck_opt.errors import FileError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec
 
 FORMAT = 1
-_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -124,4 +123,4 @@ def _check_chain(step: Step) -> None:
 
 
 for _record in (Cost, LayerSpec, Step, Plan):
-    _record.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    with_config(ConfigDict(extra="forbid"))(_record)

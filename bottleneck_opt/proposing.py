@@ -33,7 +33,7 @@ class Priced:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Everything that was answered about one site: the options that pay, and the reasons of the passes that have none."""
+    """What was answered about one site: the options that pay, and the reasons of the passes that have none."""
 
     site: Site
     options: tuple[Priced, ...]
@@ -73,7 +73,7 @@ def make_sites(
                 examples=statistics.examples,
                 fallback_curvature=fallback,
                 shrinkage=shrinkage,
-            )  # fmt: skip
+            )
         )
     return sites
 
@@ -159,8 +159,9 @@ def ask_full_rank(site: Site, passes: Sequence[Pass]) -> Priced | None:
         full = next((priced for priced in answer if priced.option.ranks == priced.option.full_ranks), None)
         if full is None:
             raise PassError(
-                f"pass '{each.name}' on '{site.path}': got ranks {[priced.option.ranks for priced in answer]}; expected "
-                f"{answer[0].option.full_ranks} among them. Offer the full rank too; it is dropped where it does not pay."
+                f"pass '{each.name}' on '{site.path}': got ranks {[priced.option.ranks for priced in answer]}; "
+                f"expected {answer[0].option.full_ranks} among them. Offer the full rank too; it is dropped where it "
+                "does not pay."
             )
         return full
     return None
@@ -211,13 +212,13 @@ def _check_sizes(where: str, layers: Sequence[LayerSpec], site: Site) -> None:
             size = layer.output_size(size)
         if size != site.layer.output_size(expected):
             raise PassError(
-                f"{where}: got output size {size}; expected {site.layer.output_size(expected)} from input size {expected}. "
-                "Keep the layer's stride, padding and dilation."
+                f"{where}: got output size {size} from input size {expected}; expected "
+                f"{site.layer.output_size(expected)}. Keep the layer's stride, padding and dilation."
             )
 
 
 def _pays(cost: Cost, before: Cost, units: Sequence[str]) -> bool:
-    gains = [getattr(before, unit) - getattr(cost, unit) for unit in units]
+    gains: list[int] = [getattr(before, unit) - getattr(cost, unit) for unit in units]
     return min(gains) >= 0 and max(gains) > 0
 
 

@@ -1,8 +1,8 @@
 """Record one run of a model as a true ``torch.fx.Graph``.
 
-Nothing is guessed and nothing is executed symbolically: the model runs once on real tensors, every call of a leaf module
-becomes a ``call_module`` node and every torch function called outside a leaf becomes a ``call_function`` or ``call_method``
-node. So every model that runs can be recorded, whatever control flow it has.
+Nothing is guessed and nothing is executed symbolically: the model runs once on real tensors, every call of a leaf
+module becomes a ``call_module`` node and every torch function called outside a leaf becomes a ``call_function`` or
+``call_method`` node. So every model that runs can be recorded, whatever control flow it has.
 """
 
 from __future__ import annotations
@@ -256,22 +256,22 @@ class _Recorder(TorchFunctionMode):
         """Arguments with every tensor replaced by the node it comes from."""
         if isinstance(value, Tensor):
             return self._producer(value)
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, torch.Size):
-            return tuple(int(size) for size in value)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._arguments(item) for item in value))
-        if isinstance(value, tuple | list):
-            return type(value)(self._arguments(item) for item in value)
         if isinstance(value, slice):
             return slice(self._arguments(value.start), self._arguments(value.stop), self._arguments(value.step))
+        if isinstance(value, tuple | list):
+            return self._sequence(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {part.name: getattr(value, part.name) for part in dataclasses.fields(value) if part.init}
             return self._quiet(self.graph.call_function(type(value), (), self._arguments(fields)), "", None)
         if isinstance(value, dict):
             return {key: self._arguments(item) for key, item in value.items()}
-        return value
+        return value.item() if isinstance(value, np.generic) else value
+
+    def _sequence(self, value: tuple[Any, ...] | list[Any]) -> Any:
+        items = [self._arguments(item) for item in value]
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
     def finish(self, output: Any) -> Recording:
         node = self.graph.output(self._arguments(output))

@@ -102,10 +102,10 @@ def _fill(layer: nn.Module, values: Weights, like: Tensor) -> None:
             raise RewriteError(
                 f"{name} of {layer}: got values of shape {got}; expected {tuple(parameter.shape)}. Mend the pass."
             )
-        filled = value.to(like.device, like.dtype)
-        if filled.dim() == 4 and _is_channels_last(like):
-            filled = filled.contiguous(memory_format=torch.channels_last)
-        setattr(layer, name, nn.Parameter(filled.clone(), requires_grad=like.requires_grad))
+        last = value.dim() == 4 and _is_channels_last(like)
+        layout = torch.channels_last if last else torch.contiguous_format
+        filled = value.to(like.device, like.dtype).clone(memory_format=layout)
+        setattr(layer, name, nn.Parameter(filled, requires_grad=like.requires_grad))
 
 
 def _is_channels_last(weight: Tensor) -> bool:

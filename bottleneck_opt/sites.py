@@ -136,7 +136,7 @@ class Pass(Protocol):
         """Short lower-case name, unique among passes."""
 
     def propose(self, site: Site) -> Sequence[Option] | Skip | None:
-        """Options for a site; a Skip when it is this pass's kind of site but cannot be done; None when it is not its kind."""
+        """Options for a site; a Skip when it is this pass's kind but cannot be done; None when it is not its kind."""
 
 
 def rank_steps(full: int) -> tuple[int, ...]:

@@ -24,8 +24,8 @@ def find_model(name: str, weights: str | None = None) -> nn.Module:
     """The model that ``MODEL`` on the command line stands for, in eval mode.
 
     Args:
-        name: ``torchvision:resnet50``, ``timm:resnet50``, ``package.module:factory`` or ``file.py:factory``; the factory is
-            a callable without arguments or a module.
+        name: ``torchvision:resnet50``, ``timm:resnet50``, ``package.module:factory`` or ``file.py:factory``; the
+            factory is a callable without arguments or a module.
         weights: A state dict, ``.safetensors`` or ``.pt``.
 
     Raises:

@@ -1,7 +1,7 @@
 """For tests of passes and of exactness: rewrite layers at full rank, where nothing may be lost.
 
-The tool never offers a form that costs more than what it replaces, and at full rank every form does. These functions are
-the way round that check.
+The tool never offers a form that costs more than what it replaces, and at full rank every form does. These functions
+are the way round that check.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Pass, Site
 from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
 from bottleneck_opt.working_copy import undisturbed, unwrap_model, working_copy
-
-SHRINKAGE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ def full_rank_plan(
     Args:
         model: Any module; it is not changed.
         inputs: One example call, as in :func:`bottleneck_opt.optimize`; the statistics are taken on noise like it.
-        passes: Names and pass objects; the first that has options for a layer rewrites it. None uses every installed one.
+        passes: Names and pass objects; the first that has options for a layer rewrites it. None uses every installed
+            one.
         include: Glob patterns over module paths; None takes every layer.
 
     Raises:
@@ -103,7 +102,7 @@ def _offer(
         candidates = find_candidates(working, traced, include=include)
         data = read_calibration(None, example, given=inputs, limit=32, seed=0, runs=lambda call: runs_on(working, call))
         statistics = collect_statistics(working, candidates.layers, data, Sampling(data.examples, 1, 0))
-        sites = make_sites(working, traced, candidates, statistics, shrinkage=SHRINKAGE)
+        sites = make_sites(working, traced, candidates, statistics)
         offers = ((site, ask_full_rank(site, found)) for site in sites)
         chosen = {site.path: (site, priced) for site, priced in offers if priced is not None}
     return _FullRank(chosen, tuple(each.name for each in found), traced.cost)

@@ -118,16 +118,18 @@ def check_finite(inputs: Inputs, where: str) -> None:
 
 
 def _record(working: nn.Module, inputs: Inputs) -> tuple[Recording, tuple[str, ...]]:
-    """Record in inference mode, where whole operations are seen; models that forbid it are recorded without."""
+    """Record in inference mode, where whole operations are seen; models that fail there are recorded without it."""
     try:
         with torch.inference_mode():
             return record_run(working, inputs), ()
-    except RuntimeError as error:
-        if "nference" not in str(error):
-            raise InputError(f"the model fails while it is recorded: {error}. Please report this model.") from error
-    with torch.no_grad():
-        recording = record_run(working, inputs)
-    return recording, ("recorded outside inference mode, which the model forbids: normalisation is counted in parts",)
+    except Exception as error:  # whatever the model raises: outside inference mode it has run once already
+        reason = f"{type(error).__name__}: {error}"
+    try:
+        with torch.no_grad():
+            recording = record_run(working, inputs)
+    except Exception as error:
+        raise InputError(f"the model fails while it is recorded: {error}. Please report this model.") from error
+    return recording, (f"recorded outside inference mode ({reason}): normalisation is counted in parts",)
 
 
 def build_graph_module(root: nn.Module, graph: torch.fx.Graph, constants: Mapping[str, Tensor]) -> torch.fx.GraphModule:

@@ -25,7 +25,8 @@ class OutputChange:
 
     Attributes:
         relative: Mean squared change relative to the output's variance.
-        kl: Mean Kullback-Leibler divergence of the softmax, or None unless the output is one ``(batch, classes)`` tensor.
+        kl: Mean Kullback-Leibler divergence of the softmax, or None unless the output is one ``(batch, classes)``
+            tensor.
         agreement: Share of examples with the same top class, or None likewise.
     """
 
@@ -77,8 +78,8 @@ def _check_outputs(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
     shapes = [tuple(leaf.shape) for leaf in expected], [tuple(leaf.shape) for leaf in got]
     if shapes[0] != shapes[1]:
         raise RewriteError(
-            f"the rewritten model's outputs have shapes {shapes[1]}; expected {shapes[0]}. Its output depends on layers "
-            "in a way that cannot be followed: leave them out with exclude=."
+            f"the rewritten model's outputs have shapes {shapes[1]}; expected {shapes[0]}. The model uses its "
+            "layers in a way that cannot be followed: leave some out with exclude=."
         )
     for mine, theirs in zip(got, expected, strict=True):
         if torch.isfinite(theirs).all() and not torch.isfinite(mine).all():

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bottleneck_opt.errors import InputError, ModelError
-from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.inputs import Inputs, find_tensors
 from bottleneck_opt.recording import observe_calls
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -34,14 +35,18 @@ def unwrap_model(model: object) -> nn.Module:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy. Tensor attributes with a history, which deepcopy refuses, are copied without it."""
+    """A deep copy. Tensors with a history, which deepcopy refuses, are copied without it."""
     memo = {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        for value in find_tensors(vars(module))
+        if not value.is_leaf
     }
-    return copy.deepcopy(model, memo)
+    with torch.no_grad():  # script modules copy their parameters by a differentiable operation
+        copied = copy.deepcopy(model, memo)
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return copied
 
 
 def working_copy(model: nn.Module) -> nn.Module:
@@ -60,7 +65,7 @@ def working_copy(model: nn.Module) -> nn.Module:
 def check_finite_weights(model: nn.Module) -> None:
     """Raise ModelError when a parameter or buffer holds NaN or Inf."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ModelError(
                 f"{name}: this lazy parameter has no shape yet. Call the model once on real data before optimising it."
             )

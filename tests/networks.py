@@ -155,4 +155,5 @@ class ReadsLayer(nn.Module):
         y = self.conv(x)
         assert y.shape[1] == self.conv.out_channels
         assert y.shape[2] == x.shape[2] // self.conv.stride[0]
-        return y * float(self.conv.kernel_size[0])
+        out: Tensor = y * float(self.conv.kernel_size[0])
+        return out

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +42,35 @@ def record(function: Function, *args: Any, **kwargs: Any) -> Traced:
 
 def operations(traced: Traced) -> list[str]:
     return [node.operation for node in traced.structure.nodes if node.kind in ("function", "module")]
+
+
+def _augmented(y: Tensor, x: Tensor) -> Tensor:
+    y += x
+    y *= 2
+    y -= 1
+    y /= 3
+    return y
+
+
+def _overwritten(y: Tensor, x: Tensor) -> Tensor:
+    y[:, 0] = 1.0
+    y[..., 1:3] = x[..., 1:3]
+    y[x > 1] = 0
+    return y
+
+
+def _written_through(y: Tensor, x: Tensor) -> Tensor:
+    y[:, 1].mul_(0)
+    part = y[:, 2]
+    part += x[:, 0]
+    return y
+
+
+@torch.no_grad()
+def _without_gradients(net: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y: Tensor = net.c(x)
+    return y + 1
 
 
 SPELLINGS: dict[str, Function] = {
@@ -83,39 +114,10 @@ SPELLINGS: dict[str, Function] = {
     "attention": lambda net, x: F.scaled_dot_product_attention(net.c(x), x, x),
     "type": lambda net, x: net.c(x).float().type_as(x).to(torch.float64),
     "sum of list": lambda net, x: sum([net.c(x), x, x]),
-    "no grad inside": lambda net, x: _without_gradients(net, x),
+    "no grad inside": _without_gradients,
     "keyword tensors": lambda net, x: torch.addcmul(input=net.c(x), tensor1=x, tensor2=x, value=0.5),
     "module with keyword": lambda net, x: net.c(input=x),
 }
-
-
-def _augmented(y: Tensor, x: Tensor) -> Tensor:
-    y += x
-    y *= 2
-    y -= 1
-    y /= 3
-    return y
-
-
-def _overwritten(y: Tensor, x: Tensor) -> Tensor:
-    y[:, 0] = 1.0
-    y[..., 1:3] = x[..., 1:3]
-    y[x > 1] = 0
-    return y
-
-
-def _written_through(y: Tensor, x: Tensor) -> Tensor:
-    y[:, 1].mul_(0)
-    part = y[:, 2]
-    part += x[:, 0]
-    return y
-
-
-@torch.no_grad()
-def _without_gradients(net: Any, x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        y: Tensor = net.c(x)
-    return y + 1
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -248,7 +250,7 @@ def test_inputs_of_every_form_are_placeholders(function: Function, inputs: Any) 
 
 
 def test_outputs_of_inner_modules_may_be_of_any_form() -> None:
-    inner = Computes(lambda net, x: Pair(net.c(x), {"deep": [x]}["deep"][0]), c=conv(3, 3))  # type: ignore[arg-type]
+    inner = Computes(lambda net, x: Pair(net.c(x), {"deep": [x]}["deep"][0]), c=conv(3, 3))
     traced = trace(seeded(lambda: Computes(lambda net, x: net.inner(x).left + net.inner(x).right, inner=inner)), X)
     assert traced.replay.exact
 
@@ -272,7 +274,7 @@ def test_parameters_and_buffers_are_read_from_the_model() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.gain = nn.Parameter(torch.ones(3, 1, 1))
-            self.register_buffer("shift", torch.zeros(3, 1, 1))
+            self.shift = nn.Buffer(torch.zeros(3, 1, 1))
 
         def forward(self, x: Tensor) -> Tensor:
             return x * self.gain + self.shift
@@ -288,10 +290,10 @@ def test_a_model_that_counts_its_calls_is_still_recorded() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.conv = conv(3, 3)
-            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+            self.calls = nn.Buffer(torch.zeros((), dtype=torch.long))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
+            self.calls.add_(1)
             out: Tensor = self.conv(x)
             return out
 
@@ -329,7 +331,9 @@ def test_a_transformer_layer_is_recorded() -> None:
 
 
 def test_a_script_module_is_one_leaf() -> None:
-    scripted = torch.jit.trace(conv(3, 3).double(), X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(conv(3, 3).double(), X)
     assert is_leaf(scripted)
     traced = trace(nn.Sequential(scripted, nn.ReLU()), X)
     assert traced.cost.macs == 2 * 64 * 81
@@ -357,8 +361,6 @@ def test_module_calls_are_restored_after_success_and_failure() -> None:
 
 
 def test_modules_called_in_other_threads_are_left_alone() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def threaded(net: Any, x: Tensor) -> Tensor:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(nn.ReLU(), x).result()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,31 +13,26 @@ _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_library = torch.library.Library("torchvision", "FRAGMENT")  # keeps what it defines
 
 
-def _import_torchvision() -> torch.library.Library | None:
-    """Import it; where its compiled operators are missing, first define those that the import insists on."""
+def _import_models() -> Any:
+    """``torchvision.models``; compiled operators that the import needs and misses are declared first."""
     try:
-        import torchvision.models  # noqa: F401
+        return importlib.import_module("torchvision.models")
     except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
         for schema in _OPERATORS:
-            library.define(schema)
-        import torchvision.models  # noqa: F401
-
-        return library
-    return None
+            _library.define(schema)
+        return importlib.import_module("torchvision.models")
 
 
-_library = _import_torchvision()  # definitions live as long as their library
+_models = _import_models()
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
     """A model of torchvision's by its name, with weights from a seed, in eval mode."""
-    from torchvision import models
-
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another initialisation
         torch.manual_seed(seed)
-        made: nn.Module = models.get_model(name, weights=None)
+        made: nn.Module = _models.get_model(name, weights=None)
     return made.eval()

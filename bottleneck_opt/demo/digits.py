@@ -47,9 +47,11 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
+        """``(batch, inputs, h, w)`` to ``(batch, outputs, h / stride, w / stride)``."""
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + self.shortcut(x))
+        z: Tensor = self.relu(y + self.shortcut(x))
+        return z
 
 
 class DigitsResNet(nn.Module):
@@ -69,7 +71,9 @@ class DigitsResNet(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+        """Logits ``(batch, 10)`` of images ``(batch, 1, 16, 16)``."""
+        logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
+        return logits
 
 
 def load_digits(seed: int = 0) -> Digits:

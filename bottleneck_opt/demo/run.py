@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bottleneck_opt.demo.digits import Digits, DigitsResNet, accuracy, load_digits, train
 from bottleneck_opt.diagrams import renderer
 from bottleneck_opt.files import write_whole
+from bottleneck_opt.graph import Cost
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.result import Result
@@ -116,21 +117,24 @@ def _say(text: str, shown: bool) -> None:
 
 def _make_rows(model: nn.Module, results: dict[float, Result], digits: Digits) -> list[Row]:
     first = results[BUDGETS[0]]
-    rows = [_row("before", model, model, digits, first.before.cost.macs, first.before.cost.params, first, before=True)]
+    rows = [_measure("before", model, first.before.cost, _milliseconds(first)[0], original=model, digits=digits)]
     for budget, result in results.items():
-        cost = result.after.cost
-        rows.append(_row(f"macs={budget:g}", result.model, model, digits, cost.macs, cost.params, result))
+        time = _milliseconds(result)[1]
+        name = f"macs={budget:g}"
+        rows.append(_measure(name, result.model, result.after.cost, time, original=model, digits=digits))
     return rows
 
 
-def _row(
-    name: str, model: nn.Module, original: nn.Module, digits: Digits, macs: int, params: int, result: Result, *,
-    before: bool = False,
-) -> Row:  # fmt: skip
+def _milliseconds(result: Result) -> tuple[float, float]:
     speed = result.verification.speed
-    milliseconds = float("nan") if speed is None else speed.before if before else speed.after
+    return (float("nan"), float("nan")) if speed is None else (speed.before, speed.after)
+
+
+def _measure(
+    name: str, model: nn.Module, cost: Cost, milliseconds: float, *, original: nn.Module, digits: Digits
+) -> Row:
     right = accuracy(model, digits.test_x, digits.test_y)
-    return Row(name, right, mean_kl(original, model, digits.test_x), macs, params, milliseconds)
+    return Row(name, right, mean_kl(original, model, digits.test_x), cost.macs, cost.params, milliseconds)
 
 
 def mean_kl(original: nn.Module, changed: nn.Module, images: Tensor) -> float:

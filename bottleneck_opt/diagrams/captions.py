@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bottleneck_opt.diagrams.layout import Box, Group
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.tags import change_tag, range_text, times_tag
+from bottleneck_opt.diagrams.tags import change_tag, range_text, step_lines, times_tag
 from bottleneck_opt.diagrams.wording import (
     PATH_LIMIT,
     TEXT_LIMIT,
@@ -34,21 +34,25 @@ class Caption:
     Attributes:
         tag: What changed, in words.
         title: What the box does.
+        becomes: What stands in its place, where both share a box.
         name: Where it is in the model.
         shape: ``in -> out`` without the batch axis.
         cost: MACs and parameters.
         share: Share of the original model's MACs.
         note: Why the layer was left alone.
+        lines: One line for each change in a folded region.
         tooltip: Everything in full.
     """
 
     tag: str
     title: str
+    becomes: str
     name: str
     shape: str
     cost: str
     share: str
     note: str
+    lines: tuple[str, ...]
     tooltip: str
 
 
@@ -67,11 +71,13 @@ def caption_box(box: Box, *, whole: int, framed: bool = False) -> Caption:
     return Caption(
         tag=change_tag(box),
         title=elide_middle(ascii_text(title), _TITLE_LIMIT),
+        becomes=elide_end(ascii_text(_becomes(box)), _TITLE_LIMIT),
         name=elide_middle(ascii_text(star_path(box.paths) if framed else paths_text(box.paths)), _name_limit(box)),
         shape=elide_end(ascii_text(shape), _TITLE_LIMIT),
         cost=_cost(box),
         share=share_text(share) if macs else "",
         note=_note(box) if share >= _WORTH_A_NOTE else "",
+        lines=step_lines(box),
         tooltip=ascii_text(elide_end(", ".join(filter(None, [paths_text(box.paths), title, shape])), TEXT_LIMIT)),
     )
 
@@ -113,19 +119,24 @@ def _name_limit(box: Box) -> int:
 
 
 def _region_title(box: Box) -> str:
-    each = len(box.parts) // box.copies
-    return f"{box.region or 'Layers'}{times_tag(box)}, {each} units{' each' if box.copies > 1 else ''} folded"
+    name = f"{box.region or 'Layers'}{times_tag(box)}"
+    if box.change is not Change.SAME:
+        return name
+    return f"{name}, {box.size} units{' each' if box.copies > 1 else ''} folded"
 
 
 def _box_shape(box: Box) -> str:
     """``in -> out``; of copies that differ, smallest .. largest on every axis."""
-    size = len(box.parts) // box.copies
+    size = box.size
     starts, ends = box.parts[::size], box.parts[size - 1 :: size]
     made = shapes_text(_spread([part.unit.nodes[-1].output_shapes for part in ends]))
     if box.first.unit.head.kind in ("input", "output"):
         return made
     read = _spread([part.unit.head.input_shapes for part in starts])
-    return f"{shapes_text(read if size == 1 else read[:1])} -> {made}"
+    if box.change is Change.REPLACED and box.region is None:
+        thin = _spread([part.unit.nodes[-1].output_shapes for part in box.parts[1::size]])
+        return f"{shapes_text(read)} -> {shapes_text(thin)} -> {made}"
+    return f"{shapes_text(read if box.region is None else read[:1])} -> {made}"
 
 
 def _spread(copies: Sequence[tuple[tuple[int, ...], ...]]) -> list[tuple[int | str, ...]]:
@@ -140,7 +151,26 @@ def _spread_axis(sizes: Sequence[int]) -> int | str:
     return sizes[0] if len(set(sizes)) == 1 else f"{min(sizes)}..{max(sizes)}"
 
 
+def _becomes(box: Box) -> str:
+    """``+ conv 1x1 + conv 3x3`` under the crossed-out title of the layer that went."""
+    if box.change is not Change.REPLACED or box.region is not None:
+        return ""
+    return "".join(f" + {part.unit.title}" for part in box.parts[1 : box.size]).strip()
+
+
 def _cost(box: Box) -> str:
+    both = {Change.REMOVED, Change.ADDED} <= box.changes
+    return _cost_left(box) if both else _cost_whole(box)
+
+
+def _cost_left(box: Box) -> str:
+    before = sum(cost.macs for cost in box.costs_without(Change.ADDED))
+    after = sum(cost.macs for cost in box.costs)
+    params = sum(cost.params for cost in box.costs)
+    return f"{macs_text(before)} -> {macs_text(after)} | {count_text(params)} params"
+
+
+def _cost_whole(box: Box) -> str:
     macs, params = [cost.macs for cost in box.costs], sum(cost.params for cost in box.costs)
     words = [_sum_text(macs)] if sum(macs) else []
     return " | ".join([*words, *([f"{count_text(params)} params"] if params else [])])

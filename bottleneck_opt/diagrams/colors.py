@@ -17,8 +17,14 @@ HEAT: tuple[tuple[float, str], ...] = (
 
 INK = "#111111"
 QUIET = "#5f6368"
-BORDER: dict[Change, str] = {Change.SAME: "#9aa0a6", Change.REMOVED: "#b3261e", Change.ADDED: "#0b57d0"}
-LINE: dict[Change, str] = {Change.SAME: "#80868b", Change.REMOVED: "#b3261e", Change.ADDED: "#0b57d0"}
+_OLD, _NEW = "#b3261e", "#0b57d0"
+BORDER: dict[Change, str] = {
+    Change.SAME: "#9aa0a6",
+    Change.REMOVED: _OLD,
+    Change.ADDED: _NEW,
+    Change.REPLACED: _NEW,
+}
+LINE: dict[Change, str] = {Change.SAME: "#80868b", Change.REMOVED: _OLD, Change.ADDED: _NEW}
 
 
 def heat_color(share: float) -> str:

@@ -29,6 +29,7 @@ _SHAPE: Mapping[Change, Mapping[str, str]] = {
     Change.SAME: {"penwidth": "1"},
     Change.REMOVED: {"penwidth": "2", "style": "filled,dashed"},
     Change.ADDED: {"penwidth": "3"},
+    Change.REPLACED: {"penwidth": "2", "peripheries": "2"},
 }
 _LINE: Mapping[Change, Mapping[str, str]] = {
     Change.SAME: {"weight": "4"},
@@ -86,7 +87,7 @@ def _add_box(digraph: graphviz.Digraph, box: Box, *, whole: int, framed: bool) -
 
 
 def _form(box: Box) -> Mapping[str, str]:
-    if box.region is not None:
+    if box.region is not None and box.change is Change.SAME:
         return {"style": "filled,rounded"}
     if box.first.unit.head.kind in ("input", "output"):
         return {"shape": "ellipse"}
@@ -98,24 +99,27 @@ def _form(box: Box) -> Mapping[str, str]:
 def _label(caption: Caption, change: Change) -> str:
     rows = [
         _row(caption.tag, bold=True, color="white", background=BORDER[change]),
-        _row(caption.title, bold=True, size=11, strike=change is Change.REMOVED),
-        _row(caption.name, color=INK),
+        _row(caption.title, bold=True, size=11, strike=change is Change.REMOVED or bool(caption.becomes)),
+        _row(caption.becomes, bold=True, size=11),
+        _row(caption.name),
         _row(caption.shape),
         _cost_row(caption),
         _row(caption.note, size=9),
+        *(_row(line, align="LEFT") for line in caption.lines),
     ]
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(rows)}</TABLE>>'
 
 
 def _row(
-    text: str, *, bold: bool = False, size: int = 10, color: str = INK, background: str = "", strike: bool = False
-) -> str:
+    text: str, *, bold: bool = False, size: int = 10, color: str = INK, background: str = "", strike: bool = False,
+    align: str = "",
+) -> str:  # fmt: skip
     if not text:
         return ""
     shown = f"<S>{escape(text)}</S>" if strike else escape(text)
     shown = f"{_ROOM}<B>{shown}</B>{_ROOM}" if bold else f"{_ROOM}{shown}{_ROOM}"
-    fill = f' BGCOLOR="{background}"' if background else ""
-    return f'<TR><TD{fill}><FONT POINT-SIZE="{size}" COLOR="{color}">{shown}</FONT></TD></TR>'
+    cell = f' BGCOLOR="{background}"' if background else f' ALIGN="{align}"' if align else ""
+    return f'<TR><TD{cell}><FONT POINT-SIZE="{size}" COLOR="{color}">{shown}</FONT></TD></TR>'
 
 
 def _cost_row(caption: Caption) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from bottleneck_opt.diagrams.layout import Box, Group, Layout, all_boxes, box_part, lay_out
+from bottleneck_opt.diagrams.layout import Box, Group, Layout, all_boxes, box_parts, lay_out
 from bottleneck_opt.diagrams.likeness import Likeness
 from bottleneck_opt.diagrams.picture import Change, Part, Picture
 
@@ -18,6 +18,7 @@ AIM = 40
 MOST_BOXES = 60
 _SHORTEST_RUN = 3
 Item = Box | Group
+Bundle = tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Level:
         height: Unchanged regions of at most this height become one box; 0 for none. A block of layers has height 1.
         repeats: Equal blocks in a row are drawn once.
         loose: Blocks that differ in numbers only (widths, ranks, costs) count as equal.
+        joined: A removed layer and what replaces it share one box.
+        blocks: Regions in which something changed become one box too, with a line for each change.
         runs: Neighbours in which nothing changed become one box, whatever they are.
     """
 
     height: int = 0
     repeats: bool = True
     loose: bool = False
+    joined: bool = False
+    blocks: bool = False
     runs: bool = False
 
 
@@ -42,40 +47,70 @@ def fold(picture: Picture, *, aim: int = AIM, most: int = MOST_BOXES) -> Layout:
 
     Args:
         picture: What to show.
-        aim: Blocks are folded until there are at most this many boxes.
-        most: If there are still more than this, neighbours of any kind are folded too.
+        aim: Equal blocks and unchanged regions are folded until there are at most this many boxes.
+        most: If there are still more than this, blocks that differ in numbers are folded too, then a layer and what
+            replaces it share a box, then whole blocks become boxes with a line for each change.
     """
-    tree = nest_parts(picture.parts)
     likeness = Likeness(picture.edges)
-    items = tree
-    for level in _levels(tree):
-        if level.runs and _count(items) <= most:
-            break
-        items = _fold_items(tree, level, likeness)
-        if _count(items) <= aim:
+    highest = max(map(_height, _tree(picture, joined=False)), default=0)
+    items: tuple[Item, ...] = ()
+    for level, limit in _levels(highest, aim, most):
+        items = _fold_items(_tree(picture, joined=level.joined), level, likeness)
+        if _count(items) <= limit:
             break
     return lay_out(picture, tuple(_open_single(items)))
 
 
-def nest_parts(parts: Sequence[Part], depth: int = 0) -> tuple[Item, ...]:
-    """Parts grouped by the modules they are in, outermost first; one module's parts in a row make one group."""
+def _levels(highest: int, aim: int, most: int) -> Iterator[tuple[Level, int]]:
+    """From no folding to all of it, each with the number of boxes at which it is enough."""
+    low = min(2, highest)
+    yield Level(repeats=False), aim
+    yield from ((Level(height), aim) for height in range(low))
+    yield Level(low), most
+    yield Level(low, loose=True), most
+    yield Level(low, joined=True), aim
+    yield Level(low, joined=True, loose=True), aim
+    yield from ((Level(height, joined=True, blocks=True), most) for height in range(low, highest))
+    yield Level(max(0, highest - 1), joined=True, blocks=True, runs=True), most
+
+
+def _tree(picture: Picture, *, joined: bool) -> tuple[Item, ...]:
+    return nest_parts(join_steps(picture.parts) if joined else [(part,) for part in picture.parts])
+
+
+def nest_parts(bundles: Sequence[Bundle], depth: int = 0) -> tuple[Item, ...]:
+    """Boxes grouped by the modules they are in, outermost first; one module's boxes in a row make one group."""
     items: list[Item] = []
-    for entry, run in groupby(parts, key=lambda part: part.stack[depth] if len(part.stack) > depth else None):
+    for entry, run in groupby(
+        bundles, key=lambda parts: parts[0].stack[depth] if len(parts[0].stack) > depth else None
+    ):
         if entry is None:
-            items.extend(map(box_part, run))
+            items.extend(map(box_parts, run))
         else:
             path, region = entry
             items.append(Group((path,), region, nest_parts(tuple(run), depth + 1)))
     return tuple(items)
 
 
-def _levels(tree: Sequence[Item]) -> Iterator[Level]:
-    """From no folding to all of it."""
-    highest = max(map(_height, tree), default=0)
-    yield Level(repeats=False)
-    yield from (Level(height) for height in range(min(2, highest) + 1))
-    yield from (Level(height, loose=True) for height in range(min(2, highest), highest + 1))
-    yield Level(highest, loose=True, runs=True)
+def join_steps(parts: Sequence[Part]) -> list[Bundle]:
+    """Each removed part with the parts that replace it, in the place of the first of them; all others alone."""
+    added = {_call(part) for part in parts if part.change is Change.ADDED and part.step is not None}
+    removed = {_call(part): part for part in parts if part.change is Change.REMOVED and _call(part) in added}
+    gone = {part.key for part in removed.values()}
+    bundles: dict[object, list[Part]] = {}
+    for part in parts:
+        if part.key in gone:
+            continue
+        if part.change is Change.ADDED and _call(part) in removed:
+            bundles.setdefault(_call(part), [removed[_call(part)]]).append(part)
+        else:
+            bundles[part.key] = [part]
+    return [tuple(bundle) for bundle in bundles.values()]
+
+
+def _call(part: Part) -> tuple[str, int]:
+    """Which call of which rewritten layer a part belongs to."""
+    return (part.step.path if part.step else "", part.unit.head.call)
 
 
 def _count(items: Iterable[Item]) -> int:
@@ -92,7 +127,11 @@ def _parts(item: Item) -> tuple[Part, ...]:
 
 def _foldable(item: Item) -> bool:
     """Whether nothing in it changed and it is not an end of the model."""
-    return all(part.change is Change.SAME and part.unit.head.kind not in ("input", "output") for part in _parts(item))
+    return all(part.change is Change.SAME for part in _parts(item)) and not _is_end(item)
+
+
+def _is_end(item: Item) -> bool:
+    return any(part.unit.head.kind in ("input", "output") for part in _parts(item))
 
 
 def _fold_items(items: Sequence[Item], level: Level, likeness: Likeness) -> tuple[Item, ...]:
@@ -105,7 +144,8 @@ def _fold_items(items: Sequence[Item], level: Level, likeness: Likeness) -> tupl
 def _fold_item(item: Item, level: Level, likeness: Likeness) -> Item:
     if isinstance(item, Box):
         return item
-    if _height(item) <= level.height and _foldable(item) and len(_parts(item)) > 1:
+    whole = _foldable(item) or (level.blocks and not _is_end(item))
+    if _height(item) <= level.height and whole and len(_parts(item)) > 1:
         return _one_box(item.paths[0], item.region, _parts(item))
     return replace(item, items=_fold_items(item.items, level, likeness))
 

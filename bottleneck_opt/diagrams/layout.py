@@ -15,10 +15,11 @@ class Box:
 
     Attributes:
         key: Unique in the figure.
-        parts: What it stands for: one part, its copies in equal blocks, or a whole unchanged region (and its copies).
+        parts: What it stands for: one part, a removed part with what replaces it, or a whole unchanged region; then
+            the same for each copy.
         copies: How many equal things it stands for.
         paths: The module path of each copy.
-        region: Class name of the region that is folded into it; None for a box of one operation.
+        region: Class name of the region that is folded into it; None for a box of one operation or one rewritten layer.
     """
 
     key: str
@@ -34,15 +35,29 @@ class Box:
 
     @property
     def change(self) -> Change:
-        """What happened to it; a folded region is always unchanged."""
-        return self.first.change
+        """What happened to it."""
+        return self.first.change if len(self.changes) == 1 else Change.REPLACED
+
+    @property
+    def changes(self) -> frozenset[Change]:
+        """What happened to its parts."""
+        return frozenset(part.change for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Number of parts in one copy."""
+        return len(self.parts) // self.copies
 
     @property
     def costs(self) -> tuple[Cost, ...]:
-        """The cost of each copy."""
-        size = len(self.parts) // self.copies
-        copies = (self.parts[start : start + size] for start in range(0, len(self.parts), size))
-        return tuple(add_part_costs(copy) for copy in copies)
+        """The cost of each copy; what is left of it where something was replaced."""
+        hidden = Change.REMOVED if Change.ADDED in self.changes else None
+        return self.costs_without(hidden)
+
+    def costs_without(self, change: Change | None) -> tuple[Cost, ...]:
+        """The cost of each copy without the parts of one kind."""
+        copies = (self.parts[start : start + self.size] for start in range(0, len(self.parts), self.size))
+        return tuple(add_part_costs(part for part in copy if part.change is not change) for copy in copies)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ class Layout:
     @property
     def shown(self) -> int:
         """How many operations have a place of their own in the figure."""
-        return sum(len(box.first.unit.nodes) for box in self.boxes if box.region is None)
+        shown = (part for box in self.boxes if box.region is None for part in box.parts[: box.size])
+        return sum(len(part.unit.nodes) for part in shown)
 
 
 def all_boxes(items: Iterable[Box | Group]) -> Iterator[Box]:
@@ -128,9 +144,9 @@ def lay_out(picture: Picture, items: tuple[Box | Group, ...]) -> Layout:
     return Layout(picture, items, tuple(_lines(picture.edges, owner)))
 
 
-def box_part(part: Part) -> Box:
-    """A box for one part."""
-    return Box(part.key, (part,), 1, (part.path,))
+def box_parts(parts: tuple[Part, ...]) -> Box:
+    """A box for one part, or for a removed part and those that replace it."""
+    return Box(parts[0].key, parts, 1, (parts[0].path,))
 
 
 def _lines(edges: Iterable[Edge], owner: Mapping[str, Box]) -> Iterator[Line]:
@@ -140,7 +156,10 @@ def _lines(edges: Iterable[Edge], owner: Mapping[str, Box]) -> Iterator[Line]:
     for edge in edges:
         start, end = owner[edge.source], owner[edge.target]
         if order[start.key] < order[end.key]:
-            sources.setdefault((start.key, end.key, edge.change), set()).add(edge.source)
-    copies = {box.key: box.copies for box in owner.values()}
+            change = Change.SAME if Change.REPLACED in (start.change, end.change) else edge.change
+            sources.setdefault((start.key, end.key, change), set()).add(edge.source)
+    boxes = {box.key: box for box in owner.values()}
     for (source, target, change), keys in sources.items():
-        yield Line(source, target, change, max(1, len(keys) // copies[source]))
+        box = boxes[source]
+        tensors = 1 if box.change is Change.REPLACED else max(1, len(keys) // box.copies)
+        yield Line(source, target, change, tensors)

@@ -13,11 +13,15 @@ from bottleneck_opt.plan import Step
 
 
 class Change(Enum):
-    """What happened to an element between the model before and the model after."""
+    """What happened to an element between the model before and the model after.
+
+    A part is never ``REPLACED``: that is a box that holds what was removed together with what was added for it.
+    """
 
     SAME = "same"
     REMOVED = "removed"
     ADDED = "added"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True)

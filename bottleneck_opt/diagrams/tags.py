@@ -6,33 +6,68 @@ from collections.abc import Iterable, Sequence
 
 from bottleneck_opt.diagrams.layout import Box
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.wording import loss_text, macs_text
+from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, loss_text, macs_text
 from bottleneck_opt.plan import Step
+
+_SIGNS = {Change.REMOVED: "- REMOVED", Change.ADDED: "+ NEW", Change.REPLACED: "-/+ REPLACED"}
 
 
 def change_tag(box: Box) -> str:
     """What happened to a box, in words; empty when nothing did."""
-    steps = [part.step for part in box.parts if part.step is not None]
     if box.change is Change.SAME:
         return ""
-    words = _removed_words(steps) if box.change is Change.REMOVED else _added_words(box, steps)
-    sign = "- REMOVED" if box.change is Change.REMOVED else "+ NEW"
-    return " | ".join([sign + times_tag(box), *words])
+    steps = steps_of(box)
+    if box.region is not None:
+        return f"{_region_sign(box, len(steps) // box.copies)}{times_tag(box)} | {_loss(steps)}"
+    return " | ".join([_SIGNS[box.change] + times_tag(box), *(_words(box, steps) if steps else [])])
 
 
-def _removed_words(steps: Sequence[Step]) -> list[str]:
+def _region_sign(box: Box, count: int) -> str:
+    if Change.ADDED not in box.changes:
+        return f"- {count} REMOVED"
+    return f"-/+ {count} REPLACED" if Change.REMOVED in box.changes else f"+ {count} NEW"
+
+
+def steps_of(box: Box) -> list[Step]:
+    """The steps behind a box, one for each call of a rewritten layer however many parts it has."""
+    found = {(part.step.path, part.unit.head.call): part.step for part in box.parts if part.step is not None}
+    return list(found.values())
+
+
+def step_lines(box: Box) -> tuple[str, ...]:
+    """One line for each change in a folded region: ``conv2: conv 3x3, rank 16 of 64, 116 MMAC -> 52.2 MMAC``."""
+    if box.region is None or box.change is not Change.REPLACED:
+        return ()
+    return tuple(_step_line(step, box.paths[0]) for step in steps_of(box)[: len(steps_of(box)) // box.copies])
+
+
+def _step_line(step: Step, region: str) -> str:
+    name = step.path.removeprefix(f"{region}.")
+    cost = f"{macs_text(step.before.macs)} -> {macs_text(step.after.macs)}"
+    return f"{elide_middle(ascii_text(name))}: {step.original.label}, {step.form}, {_rank([step])}, {cost}"
+
+
+def _words(box: Box, steps: Sequence[Step]) -> list[str]:
+    """Savings on what went; rank on the first of the layers put in, predicted loss on the last."""
+    if box.change is Change.REMOVED:
+        return _savings(steps)
+    if box.change is Change.REPLACED:
+        return [_rank(steps), _loss(steps)]
+    last = box.first.path.rpartition(".")[2] == steps[0].layers[-1].name
+    return [_loss(steps)] if last and len(steps[0].layers) > 1 else [_rank(steps)]
+
+
+def _savings(steps: Sequence[Step]) -> list[str]:
     saved = sum(step.before.macs - step.after.macs for step in steps)
     return [f"saves {macs_text(saved)}"] if saved > 0 else []
 
 
-def _added_words(box: Box, steps: Sequence[Step]) -> list[str]:
-    """Rank on the first of the layers put in, predicted loss on the last."""
-    if not steps:
-        return []
-    last = box.first.path.rpartition(".")[2] == steps[0].layers[-1].name
-    if last and len(steps[0].layers) > 1:
-        return [f"predicted loss {loss_text(sum(step.predicted_loss for step in steps))}"]
-    return [f"rank {rank_range(steps)} of {range_text(_ranks(step.full_ranks) for step in steps)}"]
+def _loss(steps: Sequence[Step]) -> str:
+    return f"predicted loss {loss_text(sum(step.predicted_loss for step in steps))}"
+
+
+def _rank(steps: Sequence[Step]) -> str:
+    return f"rank {rank_range(steps)} of {range_text(_ranks(step.full_ranks) for step in steps)}"
 
 
 def rank_range(steps: Sequence[Step]) -> str:

@@ -9,7 +9,7 @@ from bottleneck_opt.graph import Cost, ModelGraph, Node
 
 _PLUMBING = frozenset(
     ["getitem", "getattr", "get", "size", "shape", "dim", "numel", "contiguous", "detach", "to", "float", "clone",
-     "type", "type_as", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d"]
+     "type", "type_as", "identity", "sequential", "dropout", "dropout1d", "dropout2d", "dropout3d"]
 )  # fmt: skip
 _ACTIVATIONS = frozenset(
     ["celu", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "leakyrelu",

@@ -16,8 +16,8 @@ from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
 class Expand:
     """The kernel (in -> r), then 1x1 (r -> out); exact at r = min(out, in * kernel offsets).
 
-    The stride stays on the first layer, so the second works at output resolution. For a 1x1 convolution and a Linear this
-    is the only two-layer form.
+    The stride stays on the first layer, so the second works at output resolution. For a 1x1 convolution and a Linear
+    this is the only two-layer form.
 
     Source: Zhang et al. 2015 (output reconstruction), with the curvature of the network's output as the metric.
     """

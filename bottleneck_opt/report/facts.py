@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bottleneck_opt.diagrams.wording import change_text, count_text, loss_text, macs_text, milliseconds_text
+from bottleneck_opt.diagrams.wording import (
+    change_text,
+    count_text,
+    elide_middle,
+    loss_text,
+    macs_text,
+    milliseconds_text,
+)
 from bottleneck_opt.outcome import Outcome, Skipped
 from bottleneck_opt.plan import Step
+
+_INPUTS_LIMIT = 40
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,9 @@ def headline(outcome: Outcome) -> str:
 def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
     """The headline numbers that are known, most important first."""
     before, after = outcome.before.cost, outcome.after.cost
+    inputs = f"one call, {elide_middle(outcome.provenance.inputs, _INPUTS_LIMIT)}"
     return (
-        Number("MACs", macs_text(before.macs), macs_text(after.macs), change_text(before.macs, after.macs)),
+        Number("MACs", macs_text(before.macs), macs_text(after.macs), change_text(before.macs, after.macs), inputs),
         Number("params", count_text(before.params), count_text(after.params), change_text(before.params, after.params)),
         *_speed_number(outcome),
         *_quality_numbers(outcome),

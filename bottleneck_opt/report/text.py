@@ -29,15 +29,16 @@ def _budget_words(outcome: Outcome) -> str:
 
 
 def _layers(outcome: Outcome) -> list[str]:
-    header = ["rewritten layer", "was", "form", "rank", "MACs", "", "params", "", "loss"]
+    header = ["rewritten layer", "was", "form", "rank", "MACs", "", "params", "loss"]
     rows = [
         [
-            row.path, row.original, row.form, row.rank, f"{row.macs_before} -> {row.macs_after}", row.macs_change,
-            f"{row.params_before} -> {row.params_after}", row.params_change, row.loss,
+            row.path, row.original, row.form, row.rank.replace(" of ", "/"),
+            f"{row.macs_before} -> {row.macs_after}", row.macs_change,
+            f"{row.params_before} -> {row.params_after}", row.loss,
         ]
         for row in list_layers(outcome)
     ]  # fmt: skip
-    return format_table(header, rows, right="lllrrrrrr") if rows else ["no layer was rewritten"]
+    return format_table(header, rows, right="lllrrrrr") if rows else ["no layer was rewritten"]
 
 
 def _skipped(outcome: Outcome) -> list[str]:

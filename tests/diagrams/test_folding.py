@@ -1,5 +1,6 @@
 import pytest
 
+from bottleneck_opt.diagrams.captions import caption_box
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.layout import Group, Layout
 from bottleneck_opt.diagrams.picture import Change, Picture, picture_model
@@ -12,13 +13,18 @@ def groups(layout: Layout) -> list[Group]:
 
 
 def assert_complete(picture: Picture, layout: Layout) -> None:
-    """Every part is in exactly one box, and a box that stands for several kinds of operation hides no change."""
+    """Every part is in exactly one box, and no change is hidden: it has a box of its own or a line in one."""
     boxed = [part.key for box in layout.boxes for part in box.parts]
     assert sorted(boxed) == sorted(part.key for part in picture.parts)
     for box in layout.boxes:
-        if box.region is not None:
-            assert {part.change for part in box.parts} == {Change.SAME}
-        assert {part.change for part in box.parts} == {box.change}
+        changes = {part.change for part in box.parts}
+        if changes == {Change.SAME}:
+            continue
+        caption = caption_box(box, whole=picture.before.macs)
+        steps = {part.step.path for part in box.parts[: box.size] if part.step is not None}
+        assert caption.tag
+        assert len(steps) == 1 or len(caption.lines) == len(steps)
+        assert len(changes) == 1 or box.change is Change.REPLACED
 
 
 def test_a_small_model_is_not_folded() -> None:
@@ -45,7 +51,7 @@ def test_a_block_that_changed_is_not_merged_with_those_that_did_not() -> None:
 def test_blocks_with_different_ranks_stay_apart_while_there_is_room() -> None:
     picture = picture_outcome(residual_outcome({"blocks.0.conv1": 4, "blocks.1.conv1": 6}, blocks=2))
     assert not groups(fold(picture, aim=14))
-    (group,) = groups(fold(picture, aim=9))
+    (group,) = groups(fold(picture, aim=9, most=11))
     assert len(group.paths) == 2
 
 
@@ -59,6 +65,36 @@ def test_nothing_is_lost_and_no_change_is_hidden_at_any_level(aim: int, hidden: 
     assert_complete(picture, layout)
     place = {box.key: index for index, box in enumerate(layout.boxes)}
     assert all(place[line.source] < place[line.target] for line in layout.lines)
+
+
+def test_where_much_changed_a_layer_and_its_replacements_share_a_box() -> None:
+    ranks = {f"blocks.{i}.conv{1 + i % 2}": 4 for i in range(4)}  # neighbours differ, so that none are merged
+    picture = picture_outcome(residual_outcome(ranks, blocks=4))
+    layout = fold(picture, aim=18, most=18)
+    replaced = [box for box in layout.boxes if box.change is Change.REPLACED]
+    assert [len(box.parts) for box in replaced] == [3, 3, 3, 3]
+    caption = caption_box(replaced[0], whole=picture.before.macs)
+    assert caption.tag == "-/+ REPLACED | rank 4 of 16 | predicted loss 1.0 %"
+    assert caption.title == "conv 3x3 | BN | ReLU"
+    assert caption.becomes == "+ conv 1x1 + conv 3x3 | BN | ReLU"
+    assert caption.shape == "16x8x8 -> 4x8x8 -> 16x8x8"
+    assert caption.cost.startswith("147 kMAC -> 41.0 kMAC")
+
+
+def test_where_almost_all_changed_a_block_is_a_box_with_a_line_for_each_change() -> None:
+    ranks = {f"blocks.{i}.conv{j}": 2 + i + j for i in range(8) for j in (1, 2) if i % 2 == 0 or j == 1}
+    picture = picture_outcome(residual_outcome(ranks, blocks=8))
+    layout = fold(picture, aim=12, most=12)
+    captions = [caption_box(box, whole=picture.before.macs) for box in layout.boxes if box.region is not None]
+    assert len(captions) == 8
+    assert captions[0].lines == (
+        "conv1: conv 3x3, reduce, rank 3 of 16, 147 kMAC -> 30.7 kMAC",
+        "conv2: conv 3x3, reduce, rank 4 of 16, 147 kMAC -> 41.0 kMAC",
+    )
+    assert captions[0].tag == "-/+ 2 REPLACED | predicted loss 2.0 %"
+    one_side = fold(picture.without(Change.REMOVED), aim=12, most=12)
+    tags = {caption_box(box, whole=1).tag for box in one_side.boxes if box.region is not None}
+    assert tags == {"+ 2 NEW | predicted loss 2.0 %", "+ 1 NEW | predicted loss 1.0 %"}
 
 
 def test_costs_of_all_boxes_add_up_to_the_model() -> None:

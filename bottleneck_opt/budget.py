@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from bottleneck_opt.errors import BudgetError, NotAvailableError
 from bottleneck_opt.graph import Cost
@@ -57,7 +58,9 @@ class Budget:
 
     def describe(self) -> str:
         """The budget as it may be typed: ``macs=0.5,params=10M``."""
-        return ",".join(f"{unit}={getattr(self, unit)}" for unit in UNITS if getattr(self, unit) is not None)
+        amounts = {unit: getattr(self, unit) for unit in UNITS}
+        words = {unit: f"{a:.12g}" if isinstance(a, float) else str(a) for unit, a in amounts.items() if a is not None}
+        return ",".join(f"{unit}={word}" for unit, word in words.items())
 
 
 def _read_amount(unit: str, amount: Amount | None) -> float | None:
@@ -67,7 +70,7 @@ def _read_amount(unit: str, amount: Amount | None) -> float | None:
         match = _NUMBER.match(amount.strip())
         value = float(match[1]) * _SCALES[match[2].lower()] if match else -1.0
     else:
-        value = float(amount)
+        value = float(amount) if isinstance(amount, Real) and not isinstance(amount, bool) else -1.0
     if not value > 0 or value == float("inf"):
         raise BudgetError(
             f"budget {unit}={amount!r}: expected a ratio in (0, 1] or an absolute number such as 2G or 10M. "
@@ -90,13 +93,18 @@ def read_budget(given: float | str | Budget | Mapping[str, Amount] | None) -> tu
     if isinstance(given, Mapping):
         return _from_amounts(given), True
     if isinstance(given, str) and "=" in given:
-        return _from_amounts(dict(_split(part) for part in given.split(","))), True
+        return _from_amounts(_split(given)), True
     return Budget(macs=given), True
 
 
-def _split(part: str) -> tuple[str, str]:
-    unit, _, amount = part.partition("=")
-    return unit.strip(), amount.strip()
+def _split(text: str) -> dict[str, Amount]:
+    amounts: dict[str, Amount] = {}
+    for part in text.split(","):
+        unit, _, amount = (word.strip() for word in part.partition("="))
+        if unit in amounts:
+            raise BudgetError(f"budget {text!r}: limits {unit} twice; expected every unit once. Leave one out.")
+        amounts[unit] = amount
+    return amounts
 
 
 def _from_amounts(amounts: Mapping[str, Amount]) -> Budget:
@@ -110,6 +118,8 @@ def _from_amounts(amounts: Mapping[str, Amount]) -> Budget:
 
 
 def _ratio_or_text(amount: Amount) -> Amount:
+    if not isinstance(amount, str):
+        return amount
     try:
         return float(amount)
     except ValueError:

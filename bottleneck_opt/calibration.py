@@ -130,7 +130,7 @@ def _walk_backward(
     for batch in batches:
         anchor = torch.zeros((), requires_grad=True, device=_device(working))
         for each in sums:
-            each.start_gradients(anchor, example, batch_size(batch))
+            each.start_gradients(anchor, example)
         leaves = float_leaves(batch.call(working))
         pairs = [(leaf, scale) for leaf, scale in zip(leaves, scales, strict=False) if leaf.requires_grad]
         generator = _generator(sampling, "probe", example)
@@ -138,6 +138,8 @@ def _walk_backward(
             directions = [_direction(leaf, scale, generator) for leaf, scale in pairs]
             keep = probe + 1 < sampling.probes
             torch.autograd.grad([leaf for leaf, _ in pairs], [anchor], directions, retain_graph=keep, allow_unused=True)
+            for each in sums:
+                each.end_probe(batch_size(batch))
         example += batch_size(batch)
         advance()
 
@@ -187,15 +189,15 @@ class _Sums:
     def __init__(self, path: str, layer: LayerSpec, sampling: Sampling) -> None:
         self._path, self._layer, self._sampling = path, layer, sampling
         width = layer.offsets * layer.in_channels
-        wants_outer = layer.offsets > 1 and width <= OUTER_LIMIT
+        wants_outer = width <= OUTER_LIMIT
         self._inputs = empty_moments(width, outer=wants_outer)
         self._outputs = empty_moments(layer.out_channels, outer=True)
-        self._width = width if wants_outer else layer.out_channels
+        self._width = max(width, layer.out_channels) if wants_outer else layer.out_channels
         self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64)
         self._probes = 0
         self._generator = torch.Generator()
         self._anchor = torch.zeros(())
-        self._counted: set[int] = set()
+        self._felt = False
 
     def start_batch(self, example: int) -> None:
         self._generator = _generator(self._sampling, self._path, example)
@@ -213,11 +215,14 @@ class _Sums:
             return torch.arange(available)
         return torch.randperm(available, generator=self._generator)[:wanted].sort().values
 
-    def start_gradients(self, anchor: Tensor, example: int, size: int) -> None:
+    def start_gradients(self, anchor: Tensor, example: int) -> None:
         self._anchor = anchor
-        self._counted = set()
-        self._batch = size
         self.start_batch(example)
+
+    def end_probe(self, examples: int) -> None:
+        """Count the probe's examples if its gradient arrived at any call of the layer."""
+        self._probes += examples if self._felt else 0
+        self._felt = False
 
     def tap(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         """Let the gradient at this output be seen; the value stays the same."""
@@ -227,16 +232,14 @@ class _Sums:
             positions = torch.randperm(available, generator=self._generator)[:CURVATURE_POSITIONS].sort().values
         else:
             positions = torch.arange(available)
-        first_call = not self._counted
-        self._counted.add(len(self._counted))
-        tapped.register_hook(lambda gradient: self._add_gradient(gradient, positions, available, count=first_call))
+        tapped.register_hook(lambda gradient: self._add_gradient(gradient, positions, available))
         return tapped
 
-    def _add_gradient(self, gradient: Tensor, positions: Tensor, available: int, *, count: bool) -> None:
+    def _add_gradient(self, gradient: Tensor, positions: Tensor, available: int) -> None:
         pixels = take_pixels(self._layer, gradient, positions)
         scale = available / max(len(positions), 1)
         self._curvature += (pixels.T @ pixels).double().cpu() * scale
-        self._probes += self._batch if count else 0
+        self._felt = True
 
     def statistics(self) -> LayerStatistics:
         return LayerStatistics(self._inputs, self._outputs, self._curvature, self._probes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -30,8 +31,9 @@ def write_whole(path: Path, content: bytes) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise FileError(f"{path}: cannot be written: {_reason(error)}. Choose another place.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def _make_temporary(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and not os.access(target, os.W_OK):
-            raise PermissionError(13, "permission denied")
+            raise PermissionError(errno.EACCES, "permission denied")
         return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     except OSError as error:
         raise FileError(f"{target}: cannot be written: {_reason(error)}. Choose a folder that is yours.") from error
@@ -68,11 +70,35 @@ def _make_temporary(target: Path) -> Path:
 
 def _move(temporary: Path, target: Path) -> None:
     temporary.chmod(0o755)
-    if not target.exists():
+    if target.exists():
+        _replace_files(temporary, target)
+    else:
         temporary.replace(target)
-        return
-    for file in sorted(temporary.iterdir()):
-        file.replace(target / file.name)
+
+
+def _replace_files(temporary: Path, target: Path) -> None:
+    """Move files into a folder; what they replace is kept until all have moved, and put back when one cannot."""
+    files = sorted(temporary.iterdir())
+    kept = Path(tempfile.mkdtemp(dir=temporary))
+    try:
+        for file in files:
+            place = target / file.name
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{file.name} is a folder there")
+            if place.exists():
+                place.replace(kept / file.name)
+            file.replace(place)
+    except BaseException:
+        for file in files:
+            _put_back(kept / file.name, target / file.name, moved=not file.exists())
+        raise
+
+
+def _put_back(kept: Path, place: Path, *, moved: bool) -> None:
+    if kept.exists():
+        kept.replace(place)
+    elif moved:
+        place.unlink()
 
 
 def _reason(error: OSError) -> str:

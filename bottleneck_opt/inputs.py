@@ -28,8 +28,16 @@ class Inputs:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """``model(*args, **kwargs)``."""
+        """``model(*args, **kwargs)`` on copies of the tensors: a model may write into its arguments."""
+        return self.copy().hand_over(model)
+
+    def hand_over(self, model: Callable[..., Any]) -> Any:
+        """``model(*args, **kwargs)`` on these very tensors."""
         return model(*self.args, **self.kwargs)
+
+    def copy(self) -> Inputs:
+        """The same arguments with a copy of every tensor."""
+        return self.map(torch.clone)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same arguments with every tensor replaced by ``change(tensor)``."""

@@ -72,21 +72,26 @@ def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
     if sum(int(cost[0]) for cost in costs) > limit:
         return None
     bounds = _suffix_bounds(costs, losses)
-    ceiling = _greedy_loss(costs, losses, limit)
+    greedy = _greedy(costs, losses, limit)
+    ceiling = _total(losses, greedy)
     width = max(1, sum(int(cost[-1]) for cost in costs) // BINS)
     layers, binned = _merge_all(costs, losses, bounds, limit=limit, ceiling=ceiling, bin_width=width)
-    picked = _walk_back(layers)
-    loss = float(layers[-1].losses[-1]) if layers else 0.0
-    cost = int(layers[-1].costs[-1]) if layers else 0
+    merged = _walk_back(layers)
+    picked = greedy if merged is None or _total(losses, merged) > ceiling else merged
+    loss, cost = _total(losses, picked), int(_total(costs, picked))
     gap = max(0.0, loss - float(bounds[0].at(float(limit)))) if binned else 0.0
     return Selection(tuple(int(front[i]) for front, i in zip(fronts, picked, strict=True)), loss, cost, gap)
+
+
+def _total(values: Sequence[Integers] | Sequence[Floats], indices: Sequence[int]) -> float:
+    return float(sum(value[i] for value, i in zip(values, indices, strict=True)))
 
 
 def _pareto(choices: Choices) -> Integers:
     """Indices of the entries that no other entry beats in both, cheapest first."""
     order = np.lexsort((choices.losses, choices.costs))
     best = np.minimum.accumulate(choices.losses[order])
-    fresh = np.concatenate([[True], choices.losses[order][1:] < best[:-1]])
+    fresh = np.concatenate([[True], choices.losses[order][1:] < best[:-1]])[: len(order)]
     return np.asarray(order[fresh], dtype=np.int64)
 
 
@@ -130,8 +135,8 @@ def _suffix_bounds(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[
     return bounds
 
 
-def _greedy_loss(costs: Sequence[Integers], losses: Sequence[Floats], limit: int) -> float:
-    """Loss of a selection found by walking the hulls, best slope first, while it fits."""
+def _greedy(costs: Sequence[Integers], losses: Sequence[Floats], limit: int) -> list[int]:
+    """A selection found by walking the hulls, best slope first, while it fits."""
     at = [0] * len(costs)
     room = limit - sum(int(cost[0]) for cost in costs)
     blocked: set[int] = set()
@@ -141,7 +146,7 @@ def _greedy_loss(costs: Sequence[Integers], losses: Sequence[Floats], limit: int
             blocked.add(number)
             continue
         at[number], room = end, room - step
-    return float(sum(loss[i] for loss, i in zip(losses, at, strict=True)))
+    return at
 
 
 def _merge_all(
@@ -178,7 +183,10 @@ def _keep_best_in_bins(layer: _Layer, width: int) -> _Layer:
     return _Layer(layer.costs[last], layer.losses[last], layer.parents[last], layer.picked[last])
 
 
-def _walk_back(layers: Sequence[_Layer]) -> list[int]:
+def _walk_back(layers: Sequence[_Layer]) -> list[int] | None:
+    """The picks behind the last, least lossy, sum; None when bins left nothing that fits."""
+    if layers and not len(layers[-1].costs):
+        return None
     at = len(layers[-1].costs) - 1 if layers else 0
     picked = []
     for layer in reversed(layers):

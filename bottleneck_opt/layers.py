@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 CONVOLUTION = "Conv2d"
 LINEAR = "Linear"
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,25 @@ class LayerSpec:
         ones = tuple(1 for _ in self.kernel)
         zeros = tuple(0 for _ in self.kernel)
         return LayerSpec(name, self.kind, in_channels, out_channels, ones, ones, zeros, ones, bias=bias)
+
+
+def find_fault(spec: LayerSpec) -> str:
+    """Why a layer of this description cannot be built, in words; empty when it can."""
+    axes = {CONVOLUTION: 2, LINEAR: 0}.get(spec.kind)
+    if axes is None:
+        return f"kind {spec.kind!r} is neither {CONVOLUTION} nor {LINEAR}"
+    if min(spec.in_channels, spec.out_channels, spec.groups, *spec.kernel, *spec.stride, *spec.dilation) < 1:
+        return "a width, kernel, stride, dilation or group number is below 1"
+    padding = tuple(0 for _ in spec.kernel) if spec.padding in ("same", "valid") else spec.padding
+    if isinstance(padding, str) or any(amount < 0 for amount in padding):
+        return f"padding {spec.padding!r} is not known"
+    if {len(spec.kernel), len(spec.stride), len(spec.dilation), len(padding)} != {axes}:
+        return f"kernel, stride, dilation and padding need {axes} numbers each"
+    if spec.in_channels % spec.groups or spec.out_channels % spec.groups:
+        return f"{spec.in_channels} -> {spec.out_channels} channels are no multiples of {spec.groups} groups"
+    if spec.padding_mode not in _PADDING_MODES:
+        return f"padding mode {spec.padding_mode!r} is not one of {', '.join(_PADDING_MODES)}"
+    return ""
 
 
 def describe_layer(module: nn.Module, name: str = "conv") -> LayerSpec | None:

@@ -107,7 +107,19 @@ def _check_plan(plan: Plan) -> None:
             "Load it with the version that wrote it, or run optimize again."
         )
     for step in plan.steps:
+        _check_layers(step)
         _check_chain(step)
+
+
+def _check_layers(step: Step) -> None:
+    names = [layer.name for layer in step.layers]
+    faults = [fault for layer in (step.original, *step.layers) if (fault := find_fault(layer))]
+    if len(set(names)) < len(names) or not all(name.isidentifier() and name not in _RESERVED for name in names):
+        faults.append(f"layer names {names} are not distinct names that torch.nn.Sequential leaves free")
+    if faults:
+        raise FileError(
+            f"the plan's layers for '{step.path}' cannot be built: {faults[0]}. Use the plan.json that result.save() wrote."
+        )
 
 
 def _check_chain(step: Step) -> None:

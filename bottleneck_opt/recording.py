@@ -103,9 +103,10 @@ def record_run(model: nn.Module, inputs: Inputs) -> Recording:
     The model is run as it is, in the mode it is in; the caller passes a copy. Whatever the model raises is raised.
     """
     recorder = _Recorder(model)
-    recorder.add_placeholders(model, inputs)
+    own = inputs.copy()
+    recorder.add_placeholders(model, own)
     with observe_calls(recorder.observe), recorder.counter, recorder:
-        output = inputs.call(model)
+        output = own.hand_over(model)
     return recorder.finish(output)
 
 

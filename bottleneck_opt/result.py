@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +60,11 @@ class Result(Outcome):
             f"macs {self.before.cost.macs:,} -> {self.after.cost.macs:,})"
         )
 
-    def _repr_html_(self) -> str | None:
-        """The diff picture, for notebooks."""
-        return render_svg(self.draw("diff"))
+    def _repr_html_(self) -> str:
+        """The diff picture and the table, for notebooks; the picture as an image, which no notebook clips."""
+        table = f"<pre>{html.escape(str(self))}</pre>"
+        svg = render_svg(self.draw("diff"))
+        if svg is None:
+            return table
+        data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
+        return f'<img alt="before and after" src="data:image/svg+xml;base64,{data}"/>{table}'

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from bottleneck_opt.errors import RewriteError
-from bottleneck_opt.layers import Factored, build_layer, describe_layer
+from bottleneck_opt.layers import Factored, LayerSpec, build_layer, describe_layer
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.working_copy import copy_model
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_is_full_backward_hook", "_backward_pre_hooks",
 )  # fmt: skip
 
 
@@ -63,11 +64,15 @@ def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
     advice = "Pass the model that the plan was made for, built with the same arguments."
     if module is None:
         raise RewriteError(f"the plan rewrites '{name}', which this model does not have. {advice}")
-    found = describe_layer(module)
-    if found is None or found.named(step.original.name) != step.original:
-        got = type(module).__name__ if found is None else f"{found.label} {found.in_channels} -> {found.out_channels}"
-        wanted = f"{step.original.label} {step.original.in_channels} -> {step.original.out_channels}"
-        raise RewriteError(f"the plan rewrites '{name}': got {module if found else got}; expected {wanted}. {advice}")
+    found, wanted = describe_layer(module, step.original.name), step.original
+    if found is None:
+        got, expected = type(module).__name__, f"{wanted.label} {wanted.in_channels} -> {wanted.out_channels}"
+        raise RewriteError(f"the plan rewrites '{name}': got {got}; expected {expected}. {advice}")
+    if found != wanted:
+        names = [field.name for field in fields(LayerSpec)]
+        differing = [each for each in names if getattr(found, each) != getattr(wanted, each)]
+        got, expected = (", ".join(f"{each}={getattr(spec, each)}" for each in differing) for spec in (found, wanted))
+        raise RewriteError(f"the plan rewrites '{name}': got {got}; expected {expected}. {advice}")
 
 
 def replace_layer(model: nn.Module, step: Step, weights: Sequence[Weights]) -> None:
@@ -102,14 +107,15 @@ def _fill(layer: nn.Module, values: Weights, like: Tensor) -> None:
             raise RewriteError(
                 f"{name} of {layer}: got values of shape {got}; expected {tuple(parameter.shape)}. Mend the pass."
             )
-        last = value.dim() == 4 and _is_channels_last(like)
+        last = value.dim() == 4 and is_channels_last(like)
         layout = torch.channels_last if last else torch.contiguous_format
         filled = value.to(like.device, like.dtype).clone(memory_format=layout)
         setattr(layer, name, nn.Parameter(filled, requires_grad=like.requires_grad))
 
 
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory with its channels last, and not in the usual order too (as 1x1 kernels do)."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def rewrite_graph(graph: torch.fx.Graph, plan: Plan) -> torch.fx.Graph:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
@@ -18,11 +20,12 @@ from bottleneck_opt.files import folder_written_whole, read_bytes
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.report import render_html, report_json
-from bottleneck_opt.rewriting import rewrite_structure
+from bottleneck_opt.rewriting import is_channels_last, rewrite_structure
 from bottleneck_opt.working_copy import unwrap_model
 
-FORMAT = "1"
+FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
+_KEY = "bottleneck_opt"  # of the one metadata entry: several would be written in any order
 _AGAIN = "Save the result again, or copy plan.json and model.safetensors together."
 
 
@@ -64,16 +67,31 @@ def _save_pictures(outcome: Outcome, folder: Path) -> str | None:
     return svgs["diff"]
 
 
+@dataclass(frozen=True)
+class _Seal:
+    """What the weights file says about itself, beside the tensors.
+
+    Attributes:
+        plan_sha256, weights_sha256: Of the plan's text and of all tensors.
+        aliases: For every further name of a tensor, the name it is stored under.
+        channels_last: Names of the tensors that lie in memory in that order.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    plan_sha256: str
+    weights_sha256: str
+    aliases: dict[str, str]
+    channels_last: tuple[str, ...]
+    format: int = FORMAT
+
+
 def _save_weights(model: nn.Module, path: Path, plan_text: str) -> None:
     state = _tensor_state(model)
     stored, aliases = _split_aliases(state)
-    metadata = {
-        "format": FORMAT,
-        "plan_sha256": _hash_text(plan_text),
-        "weights_sha256": _hash_tensors(stored),
-        "aliases": json.dumps(aliases, sort_keys=True),
-    }
-    safetensors.torch.save_file(stored, path, metadata=metadata)
+    turned = tuple(name for name, tensor in state.items() if is_channels_last(tensor))
+    seal = _Seal(_hash_text(plan_text), _hash_tensors(stored), aliases, turned)
+    safetensors.torch.save_file(stored, path, metadata={_KEY: json.dumps(asdict(seal), sort_keys=True)})
 
 
 def _tensor_state(model: nn.Module) -> dict[str, Tensor]:
@@ -133,11 +151,20 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     source = Path(folder)
     plan_text = _decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
     plan = Plan.from_json(plan_text)
-    state = _load_weights(source / WEIGHTS, plan_text)
+    state, seal = _load_weights(source / WEIGHTS, plan_text)
     built = rewrite_structure(unwrap_model(model), plan)
     _check_state(built, state)
     built.load_state_dict(state, strict=True)
+    _lay_out(built, seal.channels_last)
     return built
+
+
+def _lay_out(model: nn.Module, channels_last: Sequence[str]) -> None:
+    """Put the tensors into memory as the saved ones were: their order decides the order of additions."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dim() == 4:
+            turned = torch.channels_last if name in channels_last else torch.contiguous_format
+            tensor.data = tensor.data.contiguous(memory_format=turned)
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -147,50 +174,53 @@ def _decode(content: bytes, path: Path) -> str:
         raise FileError(f"{path}: is not UTF-8 text. {_AGAIN}") from error
 
 
-def _load_weights(path: Path, plan_text: str) -> dict[str, Tensor]:
+def _load_weights(path: Path, plan_text: str) -> tuple[dict[str, Tensor], _Seal]:
     content = read_bytes(path, "the weights file")
     try:
         tensors = safetensors.torch.load(content)
-        metadata = _read_metadata(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise FileError(f"{path}: is not a whole safetensors file ({error}). {_AGAIN}") from error
-    _check_metadata(path, metadata, plan_text, tensors)
-    aliases = _read_aliases(path, metadata, tensors)
-    return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
+    seal = _read_seal(path, metadata)
+    _check_seal(path, seal, plan_text, tensors)
+    return {**tensors, **{name: tensors[first] for name, first in seal.aliases.items()}}, seal
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
-def _check_metadata(path: Path, metadata: Mapping[str, str], plan_text: str, tensors: Mapping[str, Tensor]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise FileError(f"{path}: has format {metadata.get('format')}; this version reads format {FORMAT}. {_AGAIN}")
-    if metadata.get("plan_sha256") != _hash_text(plan_text):
-        raise FileError(f"{path}: was saved with another plan.json than the one beside it. {_AGAIN}")
-    if metadata.get("weights_sha256") != _hash_tensors(tensors):
-        raise FileError(f"{path}: its weights were changed after saving. {_AGAIN}")
-
-
-def _read_aliases(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _read_seal(path: Path, metadata: Mapping[str, str]) -> _Seal:
+    if _KEY not in metadata:
+        raise FileError(f"{path}: was not written by result.save(). {_AGAIN}")
     try:
-        aliases = json.loads(metadata.get("aliases", "{}"))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path}: its list of shared tensors is not JSON. {_AGAIN}") from error
-    if not isinstance(aliases, dict) or not set(aliases.values()) <= set(tensors):
+        return TypeAdapter(_Seal).validate_json(metadata[_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "as a whole"
+        raise FileError(f"{path}: its metadata were changed: {where}: {first['msg']}. {_AGAIN}") from error
+
+
+def _check_seal(path: Path, seal: _Seal, plan_text: str, tensors: Mapping[str, Tensor]) -> None:
+    if seal.format != FORMAT:
+        raise FileError(f"{path}: has format {seal.format}; this version reads format {FORMAT}. {_AGAIN}")
+    if seal.plan_sha256 != _hash_text(plan_text):
+        raise FileError(f"{path}: was saved with another plan.json than the one beside it. {_AGAIN}")
+    if seal.weights_sha256 != _hash_tensors(tensors):
+        raise FileError(f"{path}: its weights were changed after saving. {_AGAIN}")
+    if not set(seal.aliases.values()) <= set(tensors):
         raise FileError(f"{path}: its list of shared tensors names tensors it does not hold. {_AGAIN}")
-    return aliases
 
 
 def _check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    got = {name: tuple(value.shape) for name, value in state.items()}
+    expected = {name: _describe(value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    got = {name: _describe(value) for name, value in state.items()}
     wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if wrong:
         name = wrong[0]
         raise RewriteError(
             f"the saved weights do not fit this model: '{name}' is {got.get(name, 'missing')} in the file, "
             f"{expected.get(name, 'missing')} in the model ({len(wrong)} differ). "
-            "Pass a model built with the same arguments."
+            "Pass a model built with the same arguments, in the same precision."
         )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

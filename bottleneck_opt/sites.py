@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from bottleneck_opt.factorization import choose_shrinkage, damp, shrink
+from bottleneck_opt.factorization import choose_shrinkage, damp, loss_of, shrink
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.statistics import LayerStatistics
@@ -79,6 +79,14 @@ class Site:
     @property
     def _shrinkage(self) -> float:
         return choose_shrinkage(self.examples) if self.shrinkage is None else self.shrinkage
+
+    def predict_loss(self, approximation: Tensor) -> float:
+        """``tr(G (W - W~) S (W - W~)^T)``: predicted squared change of the model's output, relative to its variance.
+
+        Args:
+            approximation: ``W~ (out, offsets * in)``, offset-major.
+        """
+        return loss_of(self.flat_weight, approximation, self.covariance(), self.curvature())
 
     def corrected_bias(self, approximation: Tensor) -> Tensor:
         """``b + (W - W~) m (out,)``: the bias that keeps the mean output, the exact optimum over b.

@@ -88,14 +88,15 @@ class Block(nn.Module):
 class Residual(nn.Module):
     """A small residual classifier of 3 x 8 x 8 inputs."""
 
-    def __init__(self, width: int = 12, blocks: int = 2, classes: int = 5) -> None:
+    def __init__(self, width: int = 12, blocks: int = 2, classes: int = 5, dropout: float = 0.0) -> None:
         super().__init__()
         self.stem = conv(3, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        out: Tensor = self.head(self.dropout(self.blocks(self.stem(x)).mean((2, 3))))
         return out
 
 

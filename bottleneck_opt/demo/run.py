@@ -79,17 +79,16 @@ def cache_file() -> Path:
 
 def trained_model(digits: Digits, cache: Path, *, shown: bool) -> nn.Module:
     """The trained network, read from the cache when it holds this recipe, else trained and put there."""
-    model = DigitsResNet()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = DigitsResNet()
     state = _read_cache(cache)
     if state is not None and _fits(model, state):
         _say(f"trained weights: {cache}", shown)
         model.load_state_dict(state)
         return model.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = DigitsResNet()
-        with Stages(shown=shown).stage("train", total=EPOCHS) as advance:
-            train(model, digits, epochs=EPOCHS, seed=SEED, advance=advance)
+    with Stages(shown=shown).stage("train", total=EPOCHS) as advance:
+        train(model, digits, epochs=EPOCHS, seed=SEED, advance=advance)
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_whole(cache, safetensors.torch.save(dict(model.state_dict())))
     return model

@@ -30,19 +30,19 @@ def draw_model(traced: Traced, *, title: str = "") -> graphviz.Digraph:
 def draw_before(outcome: Outcome) -> graphviz.Digraph:
     """The original model; the layers that were replaced stand out."""
     picture = picture_outcome(outcome).without(Change.ADDED)
-    return _draw(picture, f"Before: {outcome.provenance.model}", _cost_words(outcome.before.cost))
+    return _draw(picture, f"Before: {_class_name(outcome)}", _cost_words(outcome.before.cost))
 
 
 def draw_after(outcome: Outcome) -> graphviz.Digraph:
     """The rewritten model; the layers that were put in stand out."""
     picture = picture_outcome(outcome).without(Change.REMOVED)
-    return _draw(picture, f"After: {outcome.provenance.model}", _cost_words(outcome.after.cost))
+    return _draw(picture, f"After: {_class_name(outcome)}", _cost_words(outcome.after.cost))
 
 
 def draw_diff(outcome: Outcome) -> graphviz.Digraph:
     """Both models in one picture: what was removed beside what was put in its place."""
     before, after = outcome.before.cost, outcome.after.cost
-    return _draw(picture_outcome(outcome), f"Before and after: {outcome.provenance.model}", _compare(before, after))
+    return _draw(picture_outcome(outcome), f"Before and after: {_class_name(outcome)}", _compare(before, after))
 
 
 def _draw(picture: Picture, title: str, subtitle: str) -> graphviz.Digraph:
@@ -51,6 +51,10 @@ def _draw(picture: Picture, title: str, subtitle: str) -> graphviz.Digraph:
 
 def _cost_words(cost: Cost) -> str:
     return f"{macs_text(cost.macs)}, {count_text(cost.params)} params"
+
+
+def _class_name(outcome: Outcome) -> str:
+    return outcome.provenance.model.rpartition(".")[2]
 
 
 def _compare(before: Cost, after: Cost) -> str:

@@ -104,11 +104,11 @@ def _plain(operation: str) -> str:
     return operation.lower().strip("_")
 
 
-def _follows(node: Node) -> bool:
-    """Whether an operation may share the box of the one before it."""
+def _follows(node: Node, head: Node) -> bool:
+    """Whether an operation may share the box of the one before it: an activation, or a layer's normalisation."""
     if node.kind not in ("module", "function"):
         return False
-    return _plain(node.operation) in _ACTIVATIONS or bool(_normalisation(node))
+    return _plain(node.operation) in _ACTIVATIONS or (head.kind == "module" and bool(_normalisation(node)))
 
 
 def _visible_inputs(structure: ModelGraph) -> dict[str, tuple[str, ...]]:
@@ -129,9 +129,11 @@ def _heads(drawn: Iterable[Node], reads: Mapping[str, tuple[str, ...]]) -> dict[
         for source in reads[node.name]:
             readers.setdefault(source, []).append(node.name)
     heads: dict[str, str] = {}
+    by_name = {node.name: node for node in drawn}
     inputs = {node.name for node in drawn if node.kind == "input"}
     for node in drawn:
         sources = reads[node.name]
         alone = len(sources) == 1 and readers[sources[0]] == [node.name] and sources[0] not in inputs
-        heads[node.name] = heads[sources[0]] if alone and _follows(node) else node.name
+        head = heads[sources[0]] if alone else node.name
+        heads[node.name] = head if alone and _follows(node, by_name[head]) else node.name
     return heads

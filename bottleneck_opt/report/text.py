@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, share_text
+from bottleneck_opt.diagrams.wording import ascii_text, elide_end, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import SkipGroup, group_skipped, layers_changed, list_layers, list_numbers
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 
 _PATH_LIMIT = 40
-_REASON_LIMIT = 56
+_REASON_LIMIT = 64
 
 
 def render_text(outcome: Outcome) -> str:
@@ -58,7 +58,9 @@ def _examples(group: SkipGroup) -> str:
 def _advice(group: SkipGroup) -> list[str]:
     if not group.advice:
         return []
-    return wrap_text(f"{elide_middle(group.reason, _REASON_LIMIT)}: {group.advice}", first="  to do: ", rest="    ")
+    return wrap_text(
+        f"{elide_end(ascii_text(group.reason), _REASON_LIMIT)}: {group.advice}", first="  to do: ", rest="    "
+    )
 
 
 def _notes(outcome: Outcome) -> list[str]:

@@ -26,6 +26,14 @@ def test_an_activation_that_others_skip_past_stays_alone() -> None:
     ]
 
 
+def test_a_normalisation_after_a_sum_stays_alone() -> None:
+    run = Run()
+    x = run.conv("a", run.input(3), 3, 4)
+    total = run.function("add", (x, run.conv("b", x, 4, 4)), 4)
+    run.output(run.module("norm", "LayerNorm", (total,), 4))
+    assert [unit.title for unit in group_units(run.traced().structure)][-3:] == ["add", "LN", "output"]
+
+
 def test_an_activation_on_the_input_is_not_part_of_the_input() -> None:
     run = Run()
     run.output(run.module("relu", "ReLU", (run.input(3),), 3))

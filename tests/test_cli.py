@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import bottleneck_opt as bo
+from bottleneck_opt.cli import main
+
+FACTORY = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+def score(model):
+    return 0.5
+
+broken = 7
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    """MODEL for a small network in a file."""
+    (tmp_path / "net.py").write_text(FACTORY, encoding="utf-8")
+    return f"{tmp_path / 'net.py'}:net"
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of one command."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_optimize_writes_the_result_and_prints_the_table(
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("optimize", net, "--input", "1x3x8x8", "--budget", "macs=0.5", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "MACs" in printed
+    assert "report.html" in printed
+    assert {"plan.json", "model.safetensors", "report.html", "report.json"} <= {file.name for file in out.iterdir()}
+
+
+def test_optimize_json_is_json_and_nothing_else(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", net, "--input", "1x3x8x8", "--budget", "0.5", "--out", tmp_path / "o", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["headline"]["macs"]["ratio"] <= 0.5
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_calibration_is_read_from_a_file(
+    net: str, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = torch.randn(6, 3, 8, 8), tmp_path / f"data.{suffix}"
+    if suffix == "npy":
+        np.save(file, data.numpy())
+    else:
+        save_file({"images": data}, file)
+    arguments = ("--input", "1x3x8x8", "--calibration", file, "--out", tmp_path / "o", "--json")
+    assert run("optimize", net, *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["calibration"] == "6 unlabelled examples"
+
+
+def test_weights_are_loaded_before_optimising(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, padding=1)
+    )
+    torch.save(other.state_dict(), tmp_path / "w.pt")
+    arguments = ("--input", "1x3x8x8", "--weights", tmp_path / "w.pt", "--out", tmp_path / "o", "--json")
+    assert run("optimize", net, *arguments) == 0
+    loaded = bo.load(tmp_path / "o", other)
+    changed = {step["path"] for step in json.loads(capsys.readouterr().out)["layers"]}
+    for path in {"0", "2"} - changed:
+        assert torch.equal(loaded.get_parameter(f"{path}.weight"), other.get_parameter(f"{path}.weight"))
+
+
+def test_evaluate_is_called_by_name(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = net.replace(":net", ":score")
+    assert run("optimize", net, "--input", "1x3x8x8", "--evaluate", score, "--out", tmp_path / "o", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["headline"]["metric"] == {"before": 0.5, "after": 0.5, "drop": 0.0}
+
+
+def test_profile_prints_a_table_or_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile", net, "--input", "1x3x8x8") == 0
+    assert "conv 3x3" in capsys.readouterr().out
+    assert run("profile", net, "--input", "1x3x8x8", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total"]["macs"] == 64 * 9 * (3 * 16 + 16 * 16)
+
+
+def test_draw_writes_the_picture(net: str, tmp_path: Path) -> None:
+    assert run("draw", net, "--input", "1x3x8x8", "-o", tmp_path / "net.dot") == 0
+    assert "conv 3x3" in (tmp_path / "net.dot").read_text(encoding="utf-8")
+
+
+def test_passes_lists_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("passes", "--json") == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert {"reduce", "expand"} <= set(listed)
+    assert listed["reduce"]["origin"] == f"bottleneck-opt {bo.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimize", "nothing"], "Put a colon between"),
+        (["optimize", "no_such_package:net"], "No module named 'no_such_package'"),
+        (["optimize", "NET:missing"], "has no 'missing'"),
+        (["optimize", "NET:broken"], "gave a int; expected a torch.nn.Module"),
+        (["optimize", "NET:net", "--input", "3by8"], "expected numbers with x between them"),
+        (["optimize", "NET:net", "--input", "1x4x8x8"], "expected input"),
+        (["optimize", "NET:net", "--weights", "missing.pt"], "cannot be read"),
+        (["optimize", "NET:net", "--weights", "NET"], "expected .safetensors"),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "."], "reads no image folders"),
+        (
+            ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "missing.npy"],
+            "calibration data cannot be read",
+        ),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "macs=half"], "expected a ratio"),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "speed=1"], "unknown unit 'speed'"),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "macs=0.0001"], "the smallest reachable is macs="),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--passes", "redoce"], "Did you mean 'reduce'"),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--exclude", "head*"], "matches none"),
+        (["optimize", "NET:net", "--max-drop", "0.01"], "does not search for the smallest model"),
+        (["optimize", "NET:net", "--recover", "300"], "does not train"),
+        (["draw", "NET:net", "--input", "1x3x8x8", "-o", "net.gif"], "expected one of .svg"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    file = net.removesuffix(":net")
+    out = ["--out", str(tmp_path / "o")] if arguments[0] == "optimize" else []
+    assert run(*(argument.replace("NET", file) for argument in arguments), *out) == 1
+    printed = [line for line in capsys.readouterr().err.splitlines() if ": done in" not in line]
+    assert len(printed) == 1
+    assert printed[0].startswith("error: ")
+    assert message in printed[0]
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["optimize"], ["optimize", "a:b", "--no-such-option"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert run(*arguments) == 2
+
+
+def test_unpickling_weights_are_refused(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "module.pt")
+    assert run("optimize", net, "--weights", tmp_path / "module.pt", "--out", tmp_path / "o") == 1
+    assert "without unpickling" in capsys.readouterr().err
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == bo.__version__

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import importlib.util
+import runpy
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def load_example(name: str) -> ModuleType:
+    """An example as a module, without running its main part."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_bottleneck_example_finds_the_planted_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = load_example("bottleneck").main(tmp_path / "out")
+    assert "120,422,400 -> 12,443,648 multiply-adds" in capsys.readouterr().out
+    assert [step.ranks for step in result.plan.steps] == [(16,)]
+    assert result.verification.measured_change < 1e-5
+
+
+def test_own_pass_example_rewrites_a_linear(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "my_pass.py"), run_name="__main__")
+    assert "svd" in capsys.readouterr().out
+
+
+def test_readme_shows_the_own_pass_example_as_it_is() -> None:
+    source = (ROOT / "examples" / "my_pass.py").read_text(encoding="utf-8")
+    shown = source[source.index("@dataclass") : source.index("\n\nif __name__")]
+    assert shown.strip() in README
+
+
+def test_files_that_the_readme_links_exist() -> None:
+    links = [part.split(")")[0] for part in README.split("](")[1:]]
+    assert links
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bottleneck_opt.factorization import (
+    LEAST_SHRINKAGE,
+    Factors,
+    balance,
+    cholesky,
+    choose_shrinkage,
+    damp,
+    fit_expand,
+    loss_of,
+    project_covariance,
+    refit_second,
+    shrink,
+    square_roots,
+)
+from bottleneck_opt.layers import compute_layer
+from bottleneck_opt.testing import full_rank_plan, rewrite_at_full_rank
+from tests.layer_samples import (
+    correlated,
+    double_conv,
+    make_site,
+    merged_weight,
+    offer,
+    random_curvature,
+    run_option,
+)
+from tests.networks import classifier, noise, seeded
+
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True)
+MODES = ("zeros", "reflect", "replicate", "circular")
+BOTH = pytest.mark.parametrize("name", ["reduce", "expand"])
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def relative_gap(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+# -- full rank ----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> nn.Conv2d:
+    kernel = draw(st.sampled_from([(3, 3), (1, 3), (3, 1), (2, 2), (5, 3), (1, 1), (4, 1)]))
+    dilation = draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))
+    padding: Any = draw(st.sampled_from(["valid", "same", (0, 0), (1, 1), (2, 1), (0, 3)]))
+    stride = (1, 1) if padding == "same" else draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)]))
+    mode = draw(st.sampled_from(MODES))
+    sizes = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    torch.manual_seed(draw(st.integers(0, 9)))
+    return double_conv(
+        *sizes, kernel, stride=stride, padding=padding, dilation=dilation, bias=draw(st.booleans()), padding_mode=mode
+    )
+
+
+@PROPERTY
+@given(convolutions(), st.sampled_from(["reduce", "expand"]))
+def test_full_rank_convolution_is_the_original(layer: nn.Conv2d, name: str) -> None:
+    assume(layer.out_channels > 1 if name == "expand" else layer.in_channels > 1 and layer.kernel_size != (1, 1))
+    x = torch.randn(6, layer.in_channels, 13, 11, dtype=torch.float64)
+    option = offer(make_site(layer, x), name)
+    fresh = torch.randn(2, layer.in_channels, 12, 14, dtype=torch.float64)
+    assert relative_gap(run_option(option, fresh), layer(fresh).detach()) < 1e-9
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2])
+@pytest.mark.parametrize("mode", MODES)
+@BOTH
+def test_full_rank_module_is_the_original(name: str, mode: str, padding: Any) -> None:
+    net = nn.Sequential(double_conv(5, 6, 3, padding=padding, padding_mode=mode, dilation=2))
+    rewritten = rewrite_at_full_rank(net, noise(1, 5, 9, 9), passes=[name])
+    x = noise(2, 5, 11, 8, seed=1)
+    assert relative_gap(rewritten(x).detach(), net(x).detach()) < 1e-9
+
+
+@BOTH
+def test_full_rank_network_is_the_original(name: str) -> None:
+    net, x = seeded(classifier), noise(2, 3, 8, 8)
+    plan, rewritten = full_rank_plan(net, x, passes=[name]), rewrite_at_full_rank(net, x, passes=[name])
+    assert len(plan.steps) >= 3
+    assert all(step.ranks == step.full_ranks for step in plan.steps)
+    assert relative_gap(rewritten(x).detach(), net(x).detach()) < 1e-9
+
+
+def test_full_rank_network_in_float32() -> None:
+    net, x = seeded(classifier, dtype=torch.float32), noise(2, 3, 8, 8, dtype=torch.float32)
+    assert relative_gap(rewrite_at_full_rank(net, x)(x).detach(), net(x).detach()) < 1e-4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("i", "o"), [(7, 4), (4, 7)])
+def test_full_rank_linear_is_the_original(i: int, o: int, bias: bool) -> None:
+    layer, x = nn.Linear(i, o, bias=bias, dtype=torch.float64), torch.randn(50, 3, i, dtype=torch.float64)
+    option = offer(make_site(layer, x), "expand")
+    fresh = torch.randn(2, 3, i, dtype=torch.float64)
+    assert option.ranks == (4,)
+    assert relative_gap(run_option(option, fresh), layer(fresh).detach()) < 1e-9
+
+
+def test_full_rank_costs_more_and_is_never_offered_by_the_tool() -> None:
+    plan = full_rank_plan(seeded(classifier), noise(1, 3, 8, 8))
+    assert all(step.after.macs > step.before.macs for step in plan.steps)
+
+
+# -- predicted loss -----------------------------------------------------------------------------------------------
+
+
+@PROPERTY
+@given(convolutions(), st.sampled_from(["reduce", "expand"]), st.data())
+def test_predicted_loss_is_the_loss_of_the_weights(layer: nn.Conv2d, name: str, data: st.DataObject) -> None:
+    assume(layer.out_channels > 1 if name == "expand" else layer.in_channels > 1 and layer.kernel_size != (1, 1))
+    x = correlated(torch.randn(20, layer.in_channels, 13, 11, dtype=torch.float64))
+    site = make_site(layer, x, curvature=random_curvature(layer.out_channels))
+    full = offer(site, name).full_ranks[0]
+    option = offer(site, name, data.draw(st.integers(1, full)))
+    whole = loss_of(site.flat_weight, torch.zeros_like(site.flat_weight), site.covariance(), site.curvature())
+    loss = loss_of(site.flat_weight, merged_weight(option, site.layer), site.covariance(), site.curvature())
+    assert option.predicted_loss == pytest.approx(loss, rel=1e-6, abs=1e-9 * whole)
+
+
+@BOTH
+def test_predicted_loss_is_the_felt_output_change(name: str) -> None:
+    layer, x = double_conv(6, 8, 3, padding=1), correlated(torch.randn(30, 6, 7, 7, dtype=torch.float64))
+    site = make_site(layer, x, curvature=random_curvature(8))
+    option = offer(site, name, 3)
+    change = (run_option(option, x) - layer(x).detach()).movedim(1, -1).reshape(-1, 8)
+    felt = torch.einsum("no,op,np->n", change, site.curvature(), change).mean()
+    assert option.predicted_loss == pytest.approx(float(felt), rel=1e-6)
+
+
+def test_expand_drops_the_least_energy() -> None:
+    weight, curvature = torch.randn(6, 9, dtype=torch.float64), damp(random_curvature(6))
+    covariance = random_curvature(9)
+    fit = fit_expand(weight, weight @ covariance @ weight.T, curvature)
+    half = square_roots(curvature)[0]
+    energy = torch.linalg.eigvalsh(half @ weight @ covariance @ weight.T @ half)
+    for rank in range(7):
+        assert float(fit.losses[rank]) == pytest.approx(
+            float(energy[: 6 - rank].sum()), abs=1e-12 * float(energy.sum())
+        )
+
+
+def test_expand_beats_every_other_projection() -> None:
+    weight, curvature, covariance = torch.randn(6, 9, dtype=torch.float64), random_curvature(6), random_curvature(9)
+    fit = fit_expand(weight, weight @ covariance @ weight.T, curvature)
+    for _ in range(50):
+        first = torch.randn(2, 9, dtype=torch.float64)
+        second = weight @ covariance @ first.T @ torch.linalg.inv(first @ covariance @ first.T)
+        assert loss_of(weight, second @ first, covariance, curvature) >= float(fit.losses[2]) * (1 - 1e-9)
+
+
+def test_expand_with_more_outputs_than_inputs_has_no_loss_from_the_inputs_rank_on() -> None:
+    weight, curvature, covariance = torch.randn(9, 4, dtype=torch.float64), random_curvature(9), random_curvature(4)
+    fit = fit_expand(weight, weight @ covariance @ weight.T, damp(curvature))
+    assert len(fit.losses) == 10
+    assert float(fit.losses[4:].abs().max()) == 0
+    factors = fit.factors(4, weight)
+    torch.testing.assert_close(factors.second @ factors.first, weight, rtol=1e-9, atol=1e-9)
+
+
+@BOTH
+def test_more_rank_never_loses_more(name: str) -> None:
+    site = make_site(double_conv(8, 9, 3), correlated(torch.randn(40, 8, 9, 9, dtype=torch.float64)))
+    losses = [offer(site, name, rank).predicted_loss for rank in range(1, 9)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_refit_is_optimal_for_any_curvature() -> None:
+    weight, covariance = torch.randn(4, 3, 5, dtype=torch.float64), random_curvature(15)
+    projection = torch.randn(2, 5, dtype=torch.float64)
+    second = refit_second(weight, covariance, projection)
+    for curvature in (torch.eye(4, dtype=torch.float64), random_curvature(4)):
+        best = loss_of(weight.flatten(1), (second @ projection).flatten(1), covariance, curvature)
+        for _ in range(20):
+            moved = second + 1e-3 * torch.randn_like(second)
+            assert loss_of(weight.flatten(1), (moved @ projection).flatten(1), covariance, curvature) >= best
+
+
+def test_reduce_is_near_the_best_projection() -> None:
+    layer, x = double_conv(5, 6, 2), F.avg_pool2d(correlated(torch.randn(20, 5, 12, 12, dtype=torch.float64)), 2, 1)
+    site = make_site(layer, x, curvature=random_curvature(6))
+    best = min(
+        _descend(site.offset_weight, site.covariance(), site.curvature(), rank=2, seed=seed) for seed in range(4)
+    )
+    assert best * (1 - 1e-9) <= offer(site, "reduce", 2).predicted_loss <= 1.03 * best
+
+
+def _descend(weight: Tensor, covariance: Tensor, curvature: Tensor, *, rank: int, seed: int) -> float:
+    """The loss after following the gradient in the projection from a random start."""
+    start = torch.randn(rank, weight.shape[2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    projection = start.requires_grad_()
+    search = torch.optim.LBFGS([projection], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        spread = torch.kron(torch.eye(weight.shape[1], dtype=torch.float64), projection)
+        crossed = weight.flatten(1) @ covariance @ spread.T
+        second = torch.linalg.solve(spread @ covariance @ spread.T, crossed, left=False)
+        difference = weight.flatten(1) - second @ spread
+        return torch.einsum("oi,oi->", curvature @ difference, difference @ covariance)
+
+    def closure() -> float:
+        search.zero_grad()
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    search.step(closure)
+    return float(loss().detach())
+
+
+# -- what the data allows -----------------------------------------------------------------------------------------
+
+
+def confined(rank: int, *shape: int) -> Tensor:
+    """Inputs whose channels lie in a subspace."""
+    basis = torch.randn(shape[1], rank, dtype=torch.float64)
+    return torch.einsum("ir,brhw->bihw", basis, torch.randn(shape[0], rank, *shape[2:], dtype=torch.float64))
+
+
+def test_reduce_is_exact_at_the_rank_of_the_inputs() -> None:
+    layer, x = double_conv(10, 8, 3, padding=1), confined(4, 30, 10, 8, 8)
+    option = offer(make_site(layer, x, curvature=random_curvature(8)), "reduce", 4)
+    assert relative_gap(run_option(option, x), layer(x).detach()) < 1e-4
+
+
+def test_weights_alone_do_not_find_the_rank_of_the_inputs() -> None:
+    layer, x = double_conv(10, 8, 3, padding=1), confined(4, 30, 10, 8, 8)
+    site = make_site(layer, x)
+    stacked = site.offset_weight.reshape(-1, 10)
+    top = torch.linalg.svd(stacked, full_matrices=False).Vh[:4]
+    kernel = (site.offset_weight @ top.T @ top).transpose(1, 2).reshape(layer.weight.shape)
+    approximated = compute_layer(site.layer, x, kernel, site.bias)
+    assert relative_gap(approximated, layer(x).detach()) > 0.1
+
+
+@BOTH
+def test_planted_rank_is_exact_whatever_the_data(name: str) -> None:
+    layer = double_conv(8, 10, 3)
+    first, second = torch.randn(3, 8, dtype=torch.float64), torch.randn(10, 3, 3, 3, dtype=torch.float64)
+    if name == "reduce":
+        layer.weight.data = torch.einsum("orhw,ri->oihw", second, first)
+    else:
+        layer.weight.data = torch.einsum(
+            "or,rihw->oihw", second[..., 0, 0], torch.randn(3, 8, 3, 3, dtype=torch.float64)
+        )
+    x = correlated(torch.randn(20, 8, 8, 8, dtype=torch.float64))
+    option = offer(make_site(layer, x, curvature=random_curvature(10)), name, 3)
+    fresh = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    assert relative_gap(run_option(option, fresh), layer(fresh).detach()) < 1e-6
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@BOTH
+def test_a_constant_in_the_inputs_changes_nothing(name: str, bias: bool) -> None:
+    layer = double_conv(6, 7, 3, bias=bias)
+    x = correlated(torch.randn(40, 6, 7, 7, dtype=torch.float64))
+    constant = 10 * torch.randn(1, 6, 1, 1, dtype=torch.float64)
+    curvature = random_curvature(7)
+    plain, moved = (offer(make_site(layer, data, curvature=curvature), name, 3) for data in (x, x + constant))
+    error = run_option(plain, x) - layer(x).detach()
+    moved_error = run_option(moved, x + constant) - layer(x + constant).detach()
+    torch.testing.assert_close(moved_error, error, rtol=1e-6, atol=1e-8)
+
+
+@BOTH
+def test_the_mean_output_is_kept(name: str) -> None:
+    layer, x = double_conv(6, 7, 3), correlated(torch.randn(40, 6, 7, 7, dtype=torch.float64))
+    option = offer(make_site(layer, x), name, 2)
+    error = run_option(option, x) - layer(x).detach()
+    assert float(error.mean((0, 2, 3)).abs().max()) < 1e-10 * float(error.abs().max())
+
+
+@pytest.mark.parametrize("examples", [1, 16, 64, 10**9])
+@BOTH
+def test_a_channel_that_wakes_up_does_not_blow_up(name: str, examples: int) -> None:
+    layer, x = double_conv(8, 10, 3, padding=1), correlated(torch.randn(30, 8, 8, 8, dtype=torch.float64))
+    x[:, 2] = 0
+    option = offer(make_site(layer, x, shrinkage=choose_shrinkage(examples)), name, 5)
+    awake = torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    awake[:, 2] = 10 * torch.randn(4, 8, 8, dtype=torch.float64)
+    first = option.fill()[0].weight
+    assert float(run_option(option, awake).abs().max()) < 2 * float(layer(awake).detach().abs().max())
+    assert float(first.abs().max()) < 100 * float(layer.weight.detach().abs().max())
+
+
+# -- numerics -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**12))
+@settings(deadline=None, max_examples=50, derandomize=True)
+def test_shrinkage_is_never_below_the_least(examples: int) -> None:
+    assert LEAST_SHRINKAGE <= choose_shrinkage(examples) <= 3e-3
+
+
+def test_shrinkage_falls_with_the_examples() -> None:
+    assert LEAST_SHRINKAGE == 1e-6
+    assert choose_shrinkage(16) == 3e-3
+    assert choose_shrinkage(64) == pytest.approx(7.5e-4)
+    assert choose_shrinkage(10**8) == 1e-6
+
+
+def test_shrinking_keeps_the_trace() -> None:
+    covariance = random_curvature(5)
+    shrunk = shrink(covariance, 0.3)
+    assert float(shrunk.trace()) == pytest.approx(float(covariance.trace()))
+    torch.testing.assert_close(
+        shrunk, 0.7 * covariance + 0.3 * covariance.trace() / 5 * torch.eye(5, dtype=torch.float64)
+    )
+
+
+def test_damping_adds_a_thousandth_of_the_mean() -> None:
+    curvature = torch.diag(torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(damp(curvature).diagonal(), curvature.diagonal() + 4e-3 / 3)
+
+
+def test_square_roots() -> None:
+    matrix = random_curvature(5)
+    half, inverse = square_roots(matrix)
+    torch.testing.assert_close(half @ half, matrix)
+    torch.testing.assert_close(half @ inverse, torch.eye(5, dtype=torch.float64))
+
+
+def test_square_roots_of_a_singular_matrix_are_finite() -> None:
+    half, inverse = square_roots(torch.diag(torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)))
+    torch.testing.assert_close(half.diagonal(), torch.tensor([2e-5, 1.0, 2.0], dtype=torch.float64))
+    assert float(inverse.max()) == pytest.approx(1 / 2e-5)
+
+
+def test_cholesky_of_a_slightly_indefinite_matrix() -> None:
+    matrix = random_curvature(6)
+    values, vectors = torch.linalg.eigh(matrix)
+    values[0] = -1e-9 * values[-1]
+    lower = cholesky(vectors @ values.diag() @ vectors.T)
+    torch.testing.assert_close(
+        lower @ lower.T, vectors @ values.diag() @ vectors.T, rtol=0, atol=1e-5 * float(values[-1])
+    )
+
+
+def test_cholesky_refuses_what_is_not_a_number() -> None:
+    with pytest.raises(ValueError, match="holds NaN"):
+        cholesky(torch.full((2, 2), float("nan"), dtype=torch.float64))
+
+
+def test_balanced_factors_have_equal_norms_and_the_same_product() -> None:
+    factors = Factors(torch.randn(3, 5, dtype=torch.float64) * 1e6, torch.randn(4, 2, 3, dtype=torch.float64) * 1e-6)
+    balanced = balance(factors)
+    torch.testing.assert_close(balanced.second @ balanced.first, factors.second @ factors.first)
+    torch.testing.assert_close(balanced.first.norm(dim=1), balanced.second.flatten(0, 1).norm(dim=0))
+
+
+def test_balancing_a_silent_rank_stays_finite() -> None:
+    balanced = balance(Factors(torch.zeros(1, 3, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)))
+    assert torch.isfinite(balanced.first).all()
+    assert torch.isfinite(balanced.second).all()
+
+
+def test_projected_covariance_is_that_of_the_projected_patches() -> None:
+    patches, projection = torch.randn(50, 3, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    flat = patches.flatten(1)
+    projected = (patches @ projection.T).transpose(1, 2).flatten(1)
+    got = project_covariance(flat.T @ flat, projection, 3)
+    torch.testing.assert_close(got, projected.T @ projected)

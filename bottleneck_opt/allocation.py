@@ -131,7 +131,7 @@ def _result(
 
 
 def _choose_for_two(table: _Table, limits: Mapping[str, int]) -> tuple[tuple[int, ...], float] | None:
-    """Indices and gap of a good choice within two limits, or None when none was found."""
+    """Indices and gap of a good choice within two limits, or None when there is none."""
     first, second = limits
     rooms = {unit: limit - getattr(table.rest, unit) for unit, limit in limits.items()}
     low, high, bound = 0.0, 1.0, 0.0
@@ -150,7 +150,16 @@ def _choose_for_two(table: _Table, limits: Mapping[str, int]) -> tuple[tuple[int
             break
         if weight is None:
             low, high = (share, high) if over[first] > 0 else (low, share)
+    best = best or _least_second(table, rooms)
     return None if best is None else (best, max(0.0, table.loss(best) - bound))
+
+
+def _least_second(table: _Table, rooms: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The choice that costs least in the second unit within the first limit, or None when that is still too much."""
+    first, second = rooms
+    costs = zip(table.unit(first), table.unit(second), strict=True)
+    selection = choose([Choices(cost, other.astype(np.float64)) for cost, other in costs], rooms[first])
+    return selection.indices if selection is not None and selection.loss <= rooms[second] else None
 
 
 def _choose_weighted(table: _Table, rooms: Mapping[str, int], share: float) -> Selection | None:
@@ -177,8 +186,7 @@ def _repair(table: _Table, rooms: Mapping[str, int], indices: Sequence[int]) -> 
     at = list(indices)
     relative = {unit: [cost / max(room, 1) for cost in table.unit(unit)] for unit, room in rooms.items()}
     while True:
-        over = {unit: sum(c[i] for c, i in zip(costs, at, strict=True)) - 1 for unit, costs in relative.items()}
-        violated = [unit for unit, amount in over.items() if amount > 0]
+        violated = [unit for unit, amount in _excess(table, rooms, at).items() if amount > 0]
         if not violated:
             return tuple(at)
         move = _best_move(table.losses, relative, violated, at)

@@ -23,6 +23,7 @@ from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
 from bottleneck_opt.layers import LINEAR, LayerSpec, pad_input
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale, Statistics, empty_moments
+from bottleneck_opt.working_copy import run_on_example
 
 OUTER_LIMIT = 8192
 CURVATURE_POSITIONS = 1024
@@ -107,11 +108,11 @@ def _walk_forward(
 ) -> tuple[OutputScale, ...]:
     outputs: list[_Spread] = []
     example = 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
         for each in sums:
             each.start_batch(example)
         with torch.no_grad():
-            leaves = float_leaves(batch.call(working))
+            leaves = float_leaves(run_on_example(working, batch, what=f"calibration batch {number}"))
         size = batch_size(batch)
         outputs.extend(_Spread() for _ in leaves[len(outputs) :])
         for spread, leaf in zip(outputs, leaves, strict=False):
@@ -172,14 +173,15 @@ class _Spread:
 
     def add(self, leaf: Tensor, examples: int) -> None:
         values = leaf.detach().double()
+        values = values[torch.isfinite(values)]  # logits that are ruled out by -inf vary in no way that counts
         self._count += values.numel()
         self._total += float(values.sum())
         self._squares += float(values.square().sum())
         self._examples += examples
 
     def scale(self, leaves: int) -> OutputScale:
-        mean = self._total / self._count
-        variance = max(self._squares / self._count - mean**2, 0.0)
+        mean = self._total / max(self._count, 1)
+        variance = max(self._squares / max(self._count, 1) - mean**2, 0.0)
         return OutputScale(variance**0.5, self._count / max(self._examples, 1), leaves)
 
 
@@ -258,7 +260,7 @@ def _add_samples(moments: Moments, samples: Tensor) -> Moments:
 
 
 def _sum_products(samples: Tensor, total: Tensor) -> Tensor:
-    """``sum x x^T (d, d)`` of samples ``(n, d)`` with this sum: a mean far from zero would drown the rest in rounding."""
+    """``sum x x^T (d, d)`` of samples ``(n, d)``, centred on the way so that a large mean drowns nothing."""
     center = (total / max(len(samples), 1)).to(samples)
     centered = samples - center
     products = (centered.T @ centered).double().cpu()

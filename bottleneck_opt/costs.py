@@ -158,6 +158,7 @@ def price_operation(name: str, args: Sequence[Any], output: Any) -> Operation:
         output: What it returned; only shapes are read.
 
     Example:
+        >>> import torch
         >>> x, w = torch.zeros(1, 3, 6, 6), torch.zeros(2, 3, 3, 3)
         >>> price_operation("aten::conv2d", (x, w), torch.zeros(1, 2, 4, 4)).cost.macs
         864

@@ -78,13 +78,13 @@ def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
     layers, binned = _merge_all(costs, losses, bounds, limit=limit, ceiling=ceiling, bin_width=width)
     merged = _walk_back(layers)
     picked = greedy if merged is None or _total(losses, merged) > ceiling else merged
-    loss, cost = _total(losses, picked), int(_total(costs, picked))
+    loss, cost = _total(losses, picked), sum(int(cost[i]) for cost, i in zip(costs, picked, strict=True))
     gap = max(0.0, loss - float(bounds[0].at(float(limit)))) if binned else 0.0
     return Selection(tuple(int(front[i]) for front, i in zip(fronts, picked, strict=True)), loss, cost, gap)
 
 
-def _total(values: Sequence[Integers] | Sequence[Floats], indices: Sequence[int]) -> float:
-    return float(sum(value[i] for value, i in zip(values, indices, strict=True)))
+def _total(losses: Sequence[Floats], indices: Sequence[int]) -> float:
+    return float(sum(loss[i] for loss, i in zip(losses, indices, strict=True)))
 
 
 def _pareto(choices: Choices) -> Integers:
@@ -170,7 +170,7 @@ def _merge(
 ) -> _Layer:
     total = (sums[:, None] + cost[None, :]).ravel()
     summed = (lost[:, None] + loss[None, :]).ravel()
-    slack = abs(ceiling) * 1e-9 + 1e-300
+    slack = ceiling * 1e-9 + float(rest.losses[0]) * 1e-12  # the bound's rounding grows with its largest value
     alive = np.flatnonzero(summed + rest.at((limit - total).astype(np.float64)) <= ceiling + slack)
     front = alive[_pareto(Choices(total[alive], summed[alive]))]
     return _Layer(total[front], summed[front], front // len(cost), front % len(cost))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 CONVOLUTION = "Conv2d"
 LINEAR = "Linear"
+_RESERVED = frozenset(dir(nn.Sequential()))
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -104,18 +105,27 @@ def find_fault(spec: LayerSpec) -> str:
     axes = {CONVOLUTION: 2, LINEAR: 0}.get(spec.kind)
     if axes is None:
         return f"kind {spec.kind!r} is neither {CONVOLUTION} nor {LINEAR}"
-    if min(spec.in_channels, spec.out_channels, spec.groups, *spec.kernel, *spec.stride, *spec.dilation) < 1:
-        return "a width, kernel, stride, dilation or group number is below 1"
     padding = tuple(0 for _ in spec.kernel) if spec.padding in ("same", "valid") else spec.padding
-    if isinstance(padding, str) or any(amount < 0 for amount in padding):
-        return f"padding {spec.padding!r} is not known"
+    lowest = min(spec.in_channels, spec.out_channels, spec.groups, *spec.kernel, *spec.stride, *spec.dilation)
+    if lowest < 1:
+        return "a width, kernel, stride, dilation or group number is below 1"
     if {len(spec.kernel), len(spec.stride), len(spec.dilation), len(padding)} != {axes}:
         return f"kernel, stride, dilation and padding need {axes} numbers each"
-    if spec.in_channels % spec.groups or spec.out_channels % spec.groups:
-        return f"{spec.in_channels} -> {spec.out_channels} channels are no multiples of {spec.groups} groups"
-    if spec.padding_mode not in _PADDING_MODES:
-        return f"padding mode {spec.padding_mode!r} is not one of {', '.join(_PADDING_MODES)}"
-    return ""
+    if isinstance(padding, str) or min(padding, default=0) < 0 or spec.padding_mode not in _PADDING_MODES:
+        return f"padding {spec.padding!r} of mode {spec.padding_mode!r} is not known"
+    divided = spec.in_channels % spec.groups == spec.out_channels % spec.groups == 0
+    return "" if divided else f"its channels are no multiples of {spec.groups} groups"
+
+
+def are_child_names(names: Sequence[str]) -> bool:
+    """Whether layers may have these names inside a torch.nn.Sequential: distinct, and not names that it uses itself.
+
+    Example:
+        >>> are_child_names(["reduce", "conv"]), are_child_names(["forward"]), are_child_names(["a", "a"])
+        (True, False, False)
+    """
+    free = all(name.isidentifier() and name not in _RESERVED for name in names)
+    return free and len(set(names)) == len(names)
 
 
 def describe_layer(module: nn.Module, name: str = "conv") -> LayerSpec | None:

@@ -139,7 +139,7 @@ def optimize(
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
     original = unwrap_model(model)
-    with undisturbed(), torch.random.fork_rng(devices=[]):
+    with undisturbed():
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = _Request(inputs, calibration, calibration_limit, device, seed, include, exclude)

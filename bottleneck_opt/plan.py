@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from bottleneck_opt.errors import FileError
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault
 
 FORMAT = 1
 
@@ -114,11 +114,12 @@ def _check_plan(plan: Plan) -> None:
 def _check_layers(step: Step) -> None:
     names = [layer.name for layer in step.layers]
     faults = [fault for layer in (step.original, *step.layers) if (fault := find_fault(layer))]
-    if len(set(names)) < len(names) or not all(name.isidentifier() and name not in _RESERVED for name in names):
+    if not are_child_names(names):
         faults.append(f"layer names {names} are not distinct names that torch.nn.Sequential leaves free")
     if faults:
         raise FileError(
-            f"the plan's layers for '{step.path}' cannot be built: {faults[0]}. Use the plan.json that result.save() wrote."
+            f"the plan's layers for '{step.path}' cannot be built: {faults[0]}. "
+            "Use the plan.json that result.save() wrote."
         )
 
 

@@ -46,6 +46,7 @@ def profile(model: nn.Module, inputs: Any = None) -> Profile:
         ModelError, InputError: As for :func:`trace`.
 
     Example:
+        >>> import torch
         >>> table = profile(nn.Sequential(nn.Conv2d(3, 2, 3)), torch.zeros(1, 3, 6, 6))
         >>> table.traced.cost.macs, list(table.milliseconds)
         (864, ['0'])

@@ -12,14 +12,13 @@ from bottleneck_opt.costs import price_layers
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Traced
-from bottleneck_opt.layers import CONVOLUTION, LINEAR, LayerSpec
+from bottleneck_opt.layers import CONVOLUTION, LINEAR, LayerSpec, are_child_names
 from bottleneck_opt.plan import Step
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sites import Option, Pass, Site, Skip
 from bottleneck_opt.statistics import Statistics
 
 _DEAD = 1e-12
-_RESERVED = frozenset(dir(nn.Sequential()))
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def check_option(name: str, option: Option, site: Site) -> None:
     """Raise PassError when an option's layers cannot stand where the site's layer stands."""
     where = f"pass '{name}' on '{site.path}', ranks {option.ranks}"
     names = [layer.name for layer in option.layers]
-    if not names or len(set(names)) != len(names) or any(not n.isidentifier() or n in _RESERVED for n in names):
+    if not names or not are_child_names(names):
         raise PassError(
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
         )

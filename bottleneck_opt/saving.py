@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
@@ -67,6 +67,7 @@ def _save_pictures(outcome: Outcome, folder: Path) -> str | None:
     return svgs["diff"]
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class _Seal:
     """What the weights file says about itself, beside the tensors.
@@ -76,8 +77,6 @@ class _Seal:
         aliases: For every further name of a tensor, the name it is stored under.
         channels_last: Names of the tensors that lie in memory in that order.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     plan_sha256: str
     weights_sha256: str

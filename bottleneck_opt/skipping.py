@@ -29,7 +29,7 @@ def list_skipped(
 
 def _why_not(proposal: Proposal) -> tuple[Skip, tuple[str, ...]]:
     if proposal.options:
-        reason = "kept as it is: the budget is met with less loss elsewhere"
+        reason = "not needed to meet the budget: others lose less"
         return Skip(reason, "a smaller budget may reach it"), tuple(
             dict.fromkeys(o.pass_name for o in proposal.options)
         )

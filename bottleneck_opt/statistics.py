@@ -61,8 +61,8 @@ class LayerStatistics:
     """What flows through one layer and what the network's output feels of it.
 
     Attributes:
-        inputs: Over input patches ``(kernel offsets * in channels,)``, offset-major. Without outer products where a patch
-            is very long.
+        inputs: Over input patches ``(kernel offsets * in channels,)``, offset-major. Without outer products where a
+            patch is very long.
         outputs: Over output pixels ``(out channels,)``.
         curvature: Sum over examples and probes of ``sum_positions g g^T`` ``(out, out)``, float64.
         probes: Number of (example, probe) pairs in that sum; 0 where no gradient arrived.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration import float_leaves
@@ -58,16 +57,22 @@ def measure_change(
         _check_outputs(expected, got)
         examples += batch_size(batch)
         squared += sum(
-            float((a.double() - b.double()).square().sum()) * scale.weight**2
+            float((a.double() - b.double())[torch.isfinite(a)].square().sum()) * scale.weight**2
             for a, b, scale in zip(expected, got, scales, strict=False)
         )
         classifies = classifies and _is_classifier(expected)
         if classifies:
-            kl += float(F.kl_div(got[0].log_softmax(1), expected[0].log_softmax(1), reduction="sum", log_target=True))
+            kl += _divergence(expected[0], got[0])
             agreed += int((expected[0].argmax(1) == got[0].argmax(1)).sum())
     if not classifies:
         return OutputChange(squared / examples, None, None)
     return OutputChange(squared / examples, kl / examples, agreed / examples)
+
+
+def _divergence(expected: Tensor, got: Tensor) -> float:
+    """Summed Kullback-Leibler divergence of two batches of logits; classes ruled out by -inf add nothing."""
+    before, after = expected.log_softmax(1), got.log_softmax(1)
+    return float(torch.where(before.isneginf(), 0.0, before.exp() * (before - after)).sum())
 
 
 def _is_classifier(outputs: Sequence[Tensor]) -> bool:
@@ -82,7 +87,7 @@ def _check_outputs(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
             "layers in a way that cannot be followed: leave some out with exclude=."
         )
     for mine, theirs in zip(got, expected, strict=True):
-        if torch.isfinite(theirs).all() and not torch.isfinite(mine).all():
+        if (torch.isfinite(theirs) & ~torch.isfinite(mine)).any():
             raise RewriteError(
                 "the rewritten model's output is not finite. Try a larger budget, and report this model."
             )
@@ -138,7 +143,7 @@ def _scores(answer: Any) -> list[float]:
     if isinstance(answer, Tensor):
         return [float(value) for value in answer.detach().flatten().cpu()]
     try:
-        values = list(answer) if isinstance(answer, Iterable) and not isinstance(answer, str) else [answer]
-        return [float(value) for value in values]
+        values = list(answer) if isinstance(answer, Iterable) else [answer]
+        return [] if any(isinstance(value, str) for value in values) else [float(value) for value in values]
     except (TypeError, ValueError):  # not numbers: the caller says so
         return []

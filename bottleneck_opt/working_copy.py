@@ -105,8 +105,13 @@ def undisturbed() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = switches
 
 
-def run_on_example(model: nn.Module, inputs: Inputs) -> object:
+def run_on_example(model: nn.Module, inputs: Inputs, *, what: str = "inputs") -> object:
     """Run the model once.
+
+    Args:
+        model: A copy that may be run.
+        inputs: The call.
+        what: What the inputs are, for the message; its first word is the option to change.
 
     Raises:
         InputError: The model fails; the message holds the model's own error and the module in which it happened.
@@ -128,8 +133,8 @@ def run_on_example(model: nn.Module, inputs: Inputs) -> object:
     except Exception as error:  # whatever the user's model raises is reported with its place
         where = f"in {failed[0]}: " if failed else ""
         raise InputError(
-            f"the model fails on {inputs.describe()}: {where}{type(error).__name__}: {_first_line(error)}. "
-            "Pass inputs= that the model runs on by itself."
+            f"{what}: the model fails on {inputs.describe()}: {where}{type(error).__name__}: {_first_line(error)}. "
+            f"Pass {what.split(maxsplit=1)[0]}= that the model runs on by itself."
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Andrew Ng's bottleneck, found by the tool: 120 million multiplies become 12.4 million.
 
-A 5x5 convolution from 192 to 32 channels on a 28x28 picture costs 120,422,400 multiply-adds. If everything it needs lies in
-16 directions of the 192 channels, a 1x1 convolution to 16 channels can go first, and both together cost 12,443,648. Here the
-dense layer's weights are made so that this is true; ``optimize`` is not told, and finds it.
+A 5x5 convolution from 192 to 32 channels on a 28x28 picture costs 120,422,400 multiply-adds. If everything it needs lies
+in 16 directions of the 192 channels, a 1x1 convolution to 16 channels can go first, and both together cost 12,443,648.
+Here the dense layer's weights are made so that this is true; ``optimize`` is not told, and finds it.
 
 Run: python examples/bottleneck.py [folder]
 """

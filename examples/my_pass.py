@@ -1,4 +1,7 @@
-"""A pass of one's own: a Linear as two thin ones, by a plain SVD of its weight. Run: python examples/my_pass.py"""
+"""A pass of one's own: a Linear as two thin ones, by a plain SVD of its weight.
+
+Run: python examples/my_pass.py
+"""
 
 from __future__ import annotations
 

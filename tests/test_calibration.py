@@ -160,12 +160,12 @@ def test_covariance_in_float32_survives_a_large_mean(mean: float) -> None:
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
 
 
-def test_no_outer_products_for_pointwise_layers() -> None:
-    net = nn.Sequential(conv(3, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2)).double()
-    statistics = collect(net, noise(4, 3, 6, 6), "0", "2")
-    assert statistics.layers["0"].inputs.outer is None
-    assert statistics.layers["2"].inputs.outer is None
-    assert statistics.layers["0"].outputs.outer is not None
+def test_no_outer_products_of_patches_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "OUTER_LIMIT", 100)
+    layers = collect(seeded(classifier), noise(4, 3, 6, 6), "0", "2").layers
+    assert layers["0"].inputs.outer is not None
+    assert layers["2"].inputs.outer is None
+    assert layers["2"].outputs.outer is not None
 
 
 def test_output_scale_is_the_outputs_deviation() -> None:
@@ -341,7 +341,7 @@ def test_hooks_are_gone_after_an_error() -> None:
         raise RuntimeError("no output")
 
     net = Computes(fail, conv=conv(3, 4))
-    with pytest.raises(RuntimeError, match="no output"):
+    with pytest.raises(InputError, match="calibration batch 0: the model fails .*RuntimeError: no output"):
         collect(net, noise(4, 3, 8, 8), "conv")
     assert hooks(net) == 0
 

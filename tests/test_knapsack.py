@@ -93,8 +93,8 @@ def test_bins_report_a_gap_that_bounds_the_optimum(lists: list[Choices], share: 
 
 
 def test_bins_are_used_and_their_gap_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knapsack, "MOST_ENTRIES", 500)
-    monkeypatch.setattr(knapsack, "BINS", 200)
+    monkeypatch.setattr(knapsack, "MOST_ENTRIES", 20)
+    monkeypatch.setattr(knapsack, "BINS", 100)
     generator = np.random.default_rng(0)
     lists = [many_options(generator) for _ in range(12)]
     selection = choose(lists, dearest(lists) // 2)

@@ -613,3 +613,17 @@ def test_a_layer_with_many_calls_counts_each() -> None:
     result = run(seeded(lambda: Repeated(16)), budget=0.6)
     assert result.after.cost.macs <= 0.6 * result.before.cost.macs
     assert copy.deepcopy(result.plan) == result.plan
+
+
+def test_logits_that_are_ruled_out_do_not_spoil_the_numbers() -> None:
+    def masked(net: Any, x: Tensor) -> Tensor:
+        y: Tensor = net.head(torch.relu(net.c(x)).mean((2, 3)))
+        return y.masked_fill(torch.arange(5) == 2, float("-inf"))
+
+    net = seeded(lambda: Computes(masked, c=conv(3, 16), head=nn.Linear(16, 5)))
+    result = run(net, calibration=noise(16, 3, 8, 8), budget=0.7)
+    check = result.verification
+    assert 0 < check.predicted_change < 1
+    assert 0 < check.measured_change < 1
+    assert check.kl is not None
+    assert 0 < check.kl < 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import ascii_text, elide_end, elide_middle, share_text
+from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import SkipGroup, group_skipped, layers_changed, list_layers, list_numbers
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 
 _PATH_LIMIT = 40
-_REASON_LIMIT = 64
 
 
 def render_text(outcome: Outcome) -> str:
@@ -46,8 +45,9 @@ def _skipped(outcome: Outcome) -> list[str]:
     if not groups:
         return []
     rows = [[group.reason, str(len(group.entries)), share_text(group.share), _examples(group)] for group in groups]
-    lines = format_table(["left alone, because", "layers", "of MACs", "which"], rows, right="lrrl")
-    return [*lines, *(line for group in groups for line in _advice(group))]
+    header, *lines = format_table(["left alone, because", "layers", "of MACs", "which"], rows, right="lrrl")
+    advised = [[line, *_advice(group)] for line, group in zip(lines, groups, strict=True)]
+    return [header, *(line for lines in advised for line in lines)]
 
 
 def _examples(group: SkipGroup) -> str:
@@ -58,9 +58,7 @@ def _examples(group: SkipGroup) -> str:
 def _advice(group: SkipGroup) -> list[str]:
     if not group.advice:
         return []
-    return wrap_text(
-        f"{elide_end(ascii_text(group.reason), _REASON_LIMIT)}: {group.advice}", first="  to do: ", rest="    "
-    )
+    return wrap_text(group.advice, first="  what to do: ", rest="    ")
 
 
 def _notes(outcome: Outcome) -> list[str]:

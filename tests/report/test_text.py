@@ -28,7 +28,7 @@ def test_layers_left_alone_are_grouped_by_reason_with_their_share() -> None:
     text = render_text(replace(outcome, skipped=(*outcome.skipped, other, replace(other, path="head2"))))
     rows = text[text.index("left alone") :].splitlines()
     assert rows[1].split() == ["too", "small", "2", "40.0", "%", "head", "and", "1", "more"]
-    assert "to do: too small: Lower the budget." in text
+    assert "what to do: Lower the budget." in text
 
 
 def test_what_was_not_measured_is_not_mentioned() -> None:

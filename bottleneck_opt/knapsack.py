@@ -62,8 +62,8 @@ def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
     """The best selection whose costs sum to at most ``limit``, or None when even the cheapest does not fit.
 
     Example:
-        >>> cheap = Choices(np.array([0, 5]), np.array([3.0, 0.0]))
-        >>> choose([cheap, cheap], 5).indices
+        >>> costs = np.array([0, 5])
+        >>> choose([Choices(costs, np.array([3.0, 0.0])), Choices(costs, np.array([2.0, 0.0]))], 5).indices
         (1, 0)
     """
     fronts = [_pareto(each) for each in lists]

@@ -29,7 +29,8 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
     """The passes to run.
 
     Args:
-        chosen: Names and pass objects; None stands for every installed pass that can be loaded.
+        chosen: Names and pass objects; None stands for the built-in ones, so that installing a plugin changes no
+            result by itself.
 
     Raises:
         PassError: A name is unknown, an object is no pass, a chosen plugin cannot be loaded, or nothing is left.
@@ -39,12 +40,11 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
         ['reduce']
     """
     if chosen is None:
-        loaded = [_load(entry) for entry in _entries().values()]
-        return tuple(each for each in loaded if not isinstance(each, str))
+        chosen = [name for name, entry in _entries().items() if _is_built_in(entry)]
     if isinstance(chosen, str):
         chosen = [name.strip() for name in chosen.split(",")]
     if not chosen:
-        raise PassError("passes: the list is empty; expected at least one. Leave passes= out to use all of them.")
+        raise PassError("passes: the list is empty; expected at least one. Leave passes= out to use the built-in ones.")
     return tuple(_find(each) for each in chosen)
 
 
@@ -68,11 +68,14 @@ def list_passes() -> tuple[Listed, ...]:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    found = entry_points(group=GROUP)
-    return {
-        entry.name: entry
-        for entry in sorted(found, key=lambda entry: (not entry.value.startswith("bottleneck_opt."), entry.name))
-    }
+    """Entry points by name, built-in ones first; no plugin can take a built-in pass's name."""
+    found = sorted(entry_points(group=GROUP), key=lambda entry: (_is_built_in(entry), entry.name))
+    named = {entry.name: entry for entry in found}
+    return dict(sorted(named.items(), key=lambda item: (not _is_built_in(item[1]), item[0])))
+
+
+def _is_built_in(entry: EntryPoint) -> bool:
+    return entry.value.startswith("bottleneck_opt.")
 
 
 def _load(entry: EntryPoint) -> Pass | str:

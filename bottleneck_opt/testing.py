@@ -54,8 +54,8 @@ def full_rank_plan(
     Args:
         model: Any module; it is not changed.
         inputs: One example call, as in :func:`bottleneck_opt.optimize`; the statistics are taken on noise like it.
-        passes: Names and pass objects; the first that has options for a layer rewrites it. None uses every installed
-            one.
+        passes: Names and pass objects; the first that has options for a layer rewrites it. None uses the built-in
+            ones.
         include: Glob patterns over module paths; None takes every layer.
 
     Raises:

@@ -20,6 +20,8 @@ from bottleneck_opt.calibration import (
 )
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.eligibility import find_candidates
+from bottleneck_opt.errors import InputError
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.layers import LayerSpec, describe_layer, pad_input
 from bottleneck_opt.passes.expand import Expand
@@ -341,7 +343,7 @@ def test_hooks_are_gone_after_an_error() -> None:
         raise RuntimeError("no output")
 
     net = Computes(fail, conv=conv(3, 4))
-    with pytest.raises(InputError, match="calibration batch 0: the model fails .*RuntimeError: no output"):
+    with pytest.raises(InputError, match=r"calibration batch 0: the model fails .*RuntimeError: no output"):
         collect(net, noise(4, 3, 8, 8), "conv")
     assert hooks(net) == 0
 

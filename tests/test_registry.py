@@ -89,8 +89,18 @@ def test_what_is_no_pass_is_refused(wrong: Any, message: str) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_broken_plugins_do_not_break_the_others() -> None:
-    assert find_passes(None) == (Reduce(), Stranger())
+def test_plugins_run_only_when_they_are_named_and_broken_ones_break_no_other() -> None:
+    assert find_passes(None) == (Reduce(),)
+    assert find_passes(["reduce", "zz"]) == (Reduce(), Stranger())
+
+
+def test_no_plugin_takes_the_name_of_a_built_in_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        EntryPoint("reduce", "bottleneck_opt.passes.reduce:Reduce", registry.GROUP),
+        EntryPoint("reduce", "tests.test_registry:Stranger", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    assert find_passes(["reduce"]) == (Reduce(),)
 
 
 @pytest.mark.usefixtures("plugins")

@@ -1,0 +1,70 @@
+"""What one optimisation works on: the caller's model, the copy that may be run, its recording and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bottleneck_opt.calibration_data import CalibrationData, read_calibration
+from bottleneck_opt.eligibility import Candidates, find_candidates
+from bottleneck_opt.graph import Traced
+from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
+from bottleneck_opt.working_copy import working_copy
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked to be looked at, as it was given."""
+
+    inputs: Any
+    calibration: Any
+    limit: int
+    device: str | torch.device | None
+    seed: int
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under work: the caller's own (never run), the copy that is, its recording and its data."""
+
+    original: nn.Module
+    working: nn.Module
+    traced: Traced
+    data: CalibrationData
+    candidates: Candidates
+    notes: tuple[str, ...]
+
+    @property
+    def example(self) -> Inputs:
+        """The example call, as the working copy takes it."""
+        return self.traced.inputs
+
+
+def prepare_subject(original: nn.Module, request: Request) -> Subject:
+    """Copy, record and read the data.
+
+    Raises:
+        ModelError, InputError, PatternError: What was asked for cannot be used.
+    """
+    working = working_copy(original)
+    if request.device is not None:
+        working = working.to(request.device)
+    example, notes = choose_inputs(working, request.inputs)
+    traced = trace_working(working, example)
+    data = read_calibration(
+        request.calibration,
+        example,
+        given=request.inputs,
+        limit=request.limit,
+        seed=request.seed,
+        runs=lambda call: runs_on(working, call),
+    )
+    candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
+    return Subject(original, working, traced, data, candidates, notes)

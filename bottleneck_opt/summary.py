@@ -1,0 +1,74 @@
+"""What a careful user should know about a finished run, in sentences."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+
+import torch
+
+from bottleneck_opt.allocation import Allocation
+from bottleneck_opt.applying import Rewritten
+from bottleneck_opt.outcome import Provenance
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.proposing import Proposal, name_unfelt
+from bottleneck_opt.subject import Subject
+from bottleneck_opt.version import __version__
+from bottleneck_opt.working_copy import model_device
+
+
+def list_checks(plan: Plan, rewritten: Rewritten) -> tuple[str, ...]:
+    """What was checked and held."""
+    layers = sum(len(step.layers) for step in plan.steps)
+    checks = ["outputs have the same shapes and are finite"]
+    if layers:
+        checks.append(f"all {layers} new layers were called as often as the layers they replace")
+    if rewritten.graph_difference is not None:
+        checks.append(
+            f"rewritten module and rewritten graph agree on a new input (difference {rewritten.graph_difference:.1e})"
+        )
+    if rewritten.traced.cost.macs == plan.after.macs and rewritten.traced.cost.params == plan.after.params:
+        checks.append("a new recording of the rewritten model costs exactly what was planned")
+    return tuple(checks)
+
+
+def list_notes(
+    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten, plan: Plan
+) -> tuple[str, ...]:
+    """Where numbers come from, what was assumed, and what was not reached."""
+    notes = [*subject.notes, *subject.traced.notes, *rewritten.notes]
+    if subject.data.noise:
+        notes.append("calibrated on noise: a few real images (calibration=) keep far more accuracy")
+    unfelt = name_unfelt([proposal.site for proposal in proposals])
+    if unfelt:
+        notes.append(f"no gradient reached {', '.join(unfelt)}: the median importance of the other layers was assumed")
+    if not any(allocation.chosen):
+        notes.append("nothing was rewritten: the result is an unchanged copy; result.skipped says why for each layer")
+    if not allocation.met:
+        ratio = allocation.cost.macs / max(subject.traced.cost.macs, 1)
+        notes.append(f"the budget {plan.budget} is out of reach: this is the smallest plan, {ratio:.1%} of the MACs")
+    planned, recorded = plan.after, rewritten.traced.cost
+    if (planned.macs, planned.params) != (recorded.macs, recorded.params):
+        notes.append(
+            f"planned {planned.macs:,} MACs and {planned.params:,} params, "
+            f"recorded {recorded.macs:,} and {recorded.params:,} after rewriting"
+        )
+    if allocation.gap > 0:
+        notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
+    return tuple(notes)
+
+
+def describe_run(subject: Subject, plan: Plan) -> Provenance:
+    """What the run was given and what it ran on."""
+    versions = (("bottleneck-opt", __version__), ("torch", torch.__version__), ("python", platform.python_version()))
+    return Provenance(
+        model=plan.model,
+        inputs=subject.example.describe(),
+        calibration=subject.data.description,
+        passes=plan.passes,
+        budget=plan.budget,
+        seed=plan.seed,
+        versions=versions,
+        device=str(model_device(subject.working)),
+        threads=torch.get_num_threads(),
+    )

@@ -18,6 +18,7 @@ from bottleneck_opt.outcome import Speed
 LEAST_RUNS = 5
 MOST_RUNS = 50
 SECONDS = 3.0
+THREADS = 1
 
 
 def compare_speed(before: nn.Module, after: nn.Module, inputs: Inputs, *, device: torch.device) -> Speed:
@@ -29,7 +30,7 @@ def compare_speed(before: nn.Module, after: nn.Module, inputs: Inputs, *, device
         device: Where the models are.
     """
     runs: list[list[float]] = [[], []]
-    with torch.inference_mode(), steady_memory():
+    with torch.inference_mode(), one_thread(), steady_memory():
         for model in (before, after):
             inputs.call(model)
         started = time.perf_counter()
@@ -37,7 +38,7 @@ def compare_speed(before: nn.Module, after: nn.Module, inputs: Inputs, *, device
             for model, times in zip((before, after), runs, strict=True):
                 times.append(_time_call(model, inputs, device))
     medians = [statistics.median(times) for times in runs]
-    return Speed(medians[0], medians[1], len(runs[0]), torch.get_num_threads(), str(device))
+    return Speed(medians[0], medians[1], len(runs[0]), THREADS, str(device))
 
 
 def _goes_on(runs: int, started: float) -> bool:
@@ -68,7 +69,7 @@ def time_modules(model: nn.Module, inputs: Inputs, paths: list[str], *, runs: in
         )
     ]
     try:
-        with torch.inference_mode(), steady_memory():
+        with torch.inference_mode(), one_thread(), steady_memory():
             for run in range(runs + 1):
                 inputs.call(model)
                 for path, clock in clocks.items():
@@ -91,6 +92,17 @@ class _Clock:
 
     def stop(self, *_: object) -> None:
         self.milliseconds += (time.perf_counter() - self._started) * 1e3
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Time on one CPU thread: several wait for each other on a busy machine, which makes medians swing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

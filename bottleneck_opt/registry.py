@@ -33,7 +33,7 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
             result by itself.
 
     Raises:
-        PassError: A name is unknown, an object is no pass, a chosen plugin cannot be loaded, or nothing is left.
+        PassError: A name is unknown or given twice, an object is no pass, a chosen plugin cannot be loaded, or nothing is left.
 
     Example:
         >>> [each.name for each in find_passes(["reduce"])]
@@ -45,7 +45,11 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
         chosen = [name.strip() for name in chosen.split(",")]
     if not chosen:
         raise PassError("passes: the list is empty; expected at least one. Leave passes= out to use the built-in ones.")
-    return tuple(_find(each) for each in chosen)
+    found = tuple(_find(each) for each in chosen)
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise PassError(f"passes: got the names {names}; expected each once, so that a plan can tell them apart.")
+    return found
 
 
 def _find(chosen: str | Pass) -> Pass:

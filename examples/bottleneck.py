@@ -1,8 +1,8 @@
 """Andrew Ng's bottleneck, found by the tool: 120 million multiplies become 12.4 million.
 
-A 5x5 convolution from 192 to 32 channels on a 28x28 picture costs 120,422,400 multiply-adds. If everything it needs lies
-in 16 directions of the 192 channels, a 1x1 convolution to 16 channels can go first, and both together cost 12,443,648.
-Here the dense layer's weights are made so that this is true; ``optimize`` is not told, and finds it.
+A 5x5 convolution from 192 to 32 channels on a 28x28 picture costs 120,422,400 multiply-adds. If everything it needs
+lies in 16 directions of the 192 channels, a 1x1 convolution to 16 channels can go first, and both together cost
+12,443,648. Here the dense layer's weights are made so that this is true; ``optimize`` is not told, and finds it.
 
 Run: python examples/bottleneck.py [folder]
 """
@@ -38,7 +38,7 @@ def planted_layer() -> DenseLayer:
 
 def main(folder: Path) -> bo.Result:
     """Find the bottleneck, print what changed, and write the pictures."""
-    pictures = torch.randn(64, 192, 28, 28)
+    pictures = torch.randn(16, 192, 28, 28)
     result = bo.optimize(
         planted_layer(), pictures[:1], calibration=pictures, budget="macs=12443648", passes=["reduce"], progress=False
     )

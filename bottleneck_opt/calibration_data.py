@@ -14,7 +14,8 @@ from bottleneck_opt.inputs import Inputs, batch_size, noise_batches, stretch_bat
 from bottleneck_opt.tracing import check_finite
 
 TENSOR_BATCH = 8
-NOISE_EXAMPLES = 32
+NOISE_MACS = 1.3e11
+LEAST_NOISE_EXAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class CalibrationData:
 
 
 def read_calibration(
-    calibration: Any, example: Inputs, *, given: Any, limit: int, seed: int, runs: Callable[[Inputs], bool]
-) -> CalibrationData:
+    calibration: Any, example: Inputs, *, given: Any, limit: int, seed: int,
+    runs: Callable[[Inputs], bool], noise_examples: int = LEAST_NOISE_EXAMPLES,
+) -> CalibrationData:  # fmt: skip
     """Batches of unlabelled data in the example call's form.
 
     Args:
@@ -46,6 +48,7 @@ def read_calibration(
         limit: Examples read at most.
         seed: Of the noise.
         runs: Says whether the model runs on a call; asked before noise is put into larger batches.
+        noise_examples: How many examples of noise to make, within the limit.
 
     Raises:
         InputError: The data is empty, of the wrong kind or shape, or holds NaN or Inf.
@@ -55,7 +58,7 @@ def read_calibration(
     if calibration is None:
         larger = stretch_batch(example, min(TENSOR_BATCH, limit))
         form = larger if runs(larger) else example
-        batches = noise_batches(form.map(_to_cpu), examples=min(NOISE_EXAMPLES, limit), seed=seed)
+        batches = noise_batches(form.map(_to_cpu), examples=min(noise_examples, limit), seed=seed)
         count = sum(batch_size(batch) for batch in batches)
         return CalibrationData(tuple(batches), count, f"{count} examples of Gaussian noise", noise=True)
     batches = _take(_iterate(calibration), lambda batch: _read_batch(batch, example, given), limit)
@@ -68,6 +71,11 @@ def read_calibration(
         _check_batch(batch, example, f"calibration batch {index}")
     count = sum(batch_size(batch) for batch in batches)
     return CalibrationData(tuple(batches), count, f"{count} unlabelled examples")
+
+
+def choose_noise_examples(macs_per_example: float) -> int:
+    """Noise is free, so as much as a few seconds of forward passes allow (about 1.3e11 multiply-adds), at least 32."""
+    return int(max(LEAST_NOISE_EXAMPLES, NOISE_MACS // max(macs_per_example, 1)))
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

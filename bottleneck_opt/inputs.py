@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.errors import InputError, ModelError
+from bottleneck_opt.noise import make_noise
 
 _SIZES_2D = (224, 32, 64, 128, 299)
 
@@ -122,7 +123,7 @@ def vary_inputs(inputs: Inputs, *, seed: int) -> Inputs:
     def vary(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.flip(-1) if tensor.dim() else tensor
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+        noise = make_noise(tensor.shape, generator).to(tensor)
         spread = tensor.detach().float().std() if tensor.numel() > 1 else torch.tensor(0.0)
         scale = spread if spread > 0 else torch.tensor(1.0)
         return noise * scale.to(tensor) + tensor.detach().float().mean().to(tensor)

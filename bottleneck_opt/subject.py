@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.calibration_data import CalibrationData, read_calibration
+from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
 from bottleneck_opt.eligibility import Candidates, find_candidates
 from bottleneck_opt.graph import Traced
-from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
 from bottleneck_opt.working_copy import working_copy
 
@@ -65,6 +65,7 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
         limit=request.limit,
         seed=request.seed,
         runs=lambda call: runs_on(working, call),
+        noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example))),
     )
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     return Subject(original, working, traced, data, candidates, notes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from bottleneck_opt import InputError, optimize
-from bottleneck_opt.calibration_data import CalibrationData, read_calibration
+from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
 from bottleneck_opt.inputs import Inputs, batch_size, read_inputs
 from tests.networks import Computes, conv, noise, seeded
 
@@ -217,3 +217,8 @@ def test_a_loader_that_fails_shows_its_own_error() -> None:
 
     with pytest.raises(OSError, match="disk gone"):
         read(failing())
+
+
+@pytest.mark.parametrize(("macs", "examples"), [(4.1e9, 32), (1e9, 130), (0.0, 130_000_000_000)])
+def test_cheap_models_get_more_noise(macs: float, examples: int) -> None:
+    assert choose_noise_examples(macs) == examples

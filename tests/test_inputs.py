@@ -20,6 +20,7 @@ from bottleneck_opt.inputs import (
     stretch_batch,
     vary_inputs,
 )
+from bottleneck_opt.noise import make_noise
 from tests.networks import conv, noise
 
 
@@ -178,3 +179,20 @@ def test_made_up_inputs_have_the_models_precision() -> None:
 def test_when_nothing_fits_the_user_is_asked(model: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"^Sequential: no input was given and none of the guesses ran.*Pass inputs="):
         infer_inputs(model, lambda inputs: False)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 9), (2, 3, 8, 8), (1, 2, 5, 7), (1, 1, 4, 6, 8), (1, 1, 1, 1)])
+def test_noise_has_the_shape_and_unit_scale(shape: tuple[int, ...]) -> None:
+    made = make_noise(shape, torch.Generator().manual_seed(0))
+    assert made.shape == shape
+    assert torch.isfinite(made).all()
+    if made.numel() > 20:
+        assert 0.5 < float(made.std()) < 1.5
+
+
+def test_picture_noise_has_neighbours_alike_and_sequences_have_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture, sequence = make_noise((4, 3, 32, 32), generator), make_noise((4, 64, 64), generator)
+    alike = [float((x[..., 1:] * x[..., :-1]).mean() / x.square().mean()) for x in (picture, sequence)]
+    assert alike[0] > 0.5
+    assert abs(alike[1]) < 0.1

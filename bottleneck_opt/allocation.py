@@ -36,7 +36,9 @@ class Allocation:
     met: bool
 
 
-def allocate(proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool) -> Allocation:
+def allocate(
+    proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool, reason: str = ""
+) -> Allocation:
     """The best choice within the limits.
 
     One limit is solved exactly; two by a weighted sum of both whose weight is bisected (surrogate relaxation, Glover
@@ -47,6 +49,7 @@ def allocate(proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, in
         total: Cost of the whole model as it is.
         limits: The most it may cost afterwards, by unit (``macs``, ``params``).
         contract: Whether an unreachable limit is an error; otherwise the smallest plan is returned.
+        reason: What keeps the rest of the model from being rewritten, for the error's message.
 
     Raises:
         BudgetError: No choice is within the limits; the message names the smallest reachable ones.
@@ -54,7 +57,7 @@ def allocate(proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, in
     table = _Table(proposals, total)
     if not _reachable(table, limits):
         if contract:
-            raise _unreachable(table, total, limits)
+            raise _unreachable(table, total, limits, reason)
         return _smallest(table, proposals, total, limits)
     units = list(limits)
     if len(units) == 1:
@@ -64,7 +67,7 @@ def allocate(proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, in
     found = _choose_for_two(table, limits)
     if found is None:
         if contract:
-            raise _unreachable(table, total, limits)
+            raise _unreachable(table, total, limits, reason)
         return _smallest(table, proposals, total, limits)
     return _result(found[0], table, proposals, total, limits, gap=found[1])
 
@@ -100,14 +103,14 @@ def _reachable(table: _Table, limits: Mapping[str, int]) -> bool:
     return all(table.least(unit) <= limit for unit, limit in limits.items())
 
 
-def _unreachable(table: _Table, total: Cost, limits: Mapping[str, int]) -> BudgetError:
+def _unreachable(table: _Table, total: Cost, limits: Mapping[str, int], reason: str) -> BudgetError:
     smallest = {unit: table.least(unit) / max(getattr(total, unit), 1) for unit in limits}
-    asked = ", ".join(f"{unit}={limit / max(getattr(total, unit), 1):.4g}" for unit, limit in limits.items())
+    asked = ", ".join(f"{unit} of at most {limit:,}" for unit, limit in limits.items())
     words = ", ".join(f"{unit}={np.ceil(ratio * 1e4) / 1e4:.4g}" for unit, ratio in smallest.items())
     together = " (each alone; together they may need more)" if len(limits) > 1 else ""
     return BudgetError(
-        f"budget {asked} of the original cannot be reached: the smallest reachable is {words}{together}. "
-        "Ask for that, or allow more layers with include=, exclude= or passes=.",
+        f"budget: {asked} cannot be reached: the smallest reachable is {words}{together}. "
+        f"{reason and reason + ' '}Ask for that, or allow more layers with include=, exclude= or passes=.",
         smallest=smallest,
     )
 

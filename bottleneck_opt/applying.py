@@ -9,6 +9,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from bottleneck_opt.errors import InputError, RewriteError
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import vary_inputs
 from bottleneck_opt.plan import Plan
@@ -46,8 +47,14 @@ def apply_plan(subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weig
     model = rewrite_model(subject.original, plan, weights)
     working = working_copy(model).to(model_device(subject.working))
     calls = {step.path: len(subject.traced.structure.calls_of(step.path)) for step in plan.steps}
-    with torch.no_grad():
-        check_calls(working, plan, calls, lambda: run_on_example(working, subject.example))
+    try:
+        with torch.no_grad():
+            check_calls(working, plan, calls, lambda: run_on_example(working, subject.example))
+    except InputError as error:
+        raise RewriteError(
+            "the model does not run after rewriting, it may act on the type of a replaced layer. Its own error: "
+            f"{error.__cause__!r}. Find the layer with exclude=."
+        ) from error
     traced = trace_working(working, subject.example)
     graph_module, difference, notes = _make_graph_view(subject, plan, model, working)
     return Rewritten(model, working, traced, graph_module, difference, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +95,11 @@ def read_budget(given: float | str | Budget | Mapping[str, Amount] | None) -> tu
         return _from_amounts(given), True
     if isinstance(given, str) and "=" in given:
         return _from_amounts(_split(given)), True
+    if isinstance(given, int | float) and 1 < given < math.inf:
+        raise BudgetError(
+            f"budget: got {given}; expected a ratio in (0, 1] where no unit is given. "
+            "Write 0.5 for half the MACs, or 'macs=2G' for an absolute number."
+        )
     return Budget(macs=given), True
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bottleneck_opt.calibration_data import CalibrationData, place_batch
+from bottleneck_opt.calibration_data import CalibrationData, largest_value, place_batch
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
 from bottleneck_opt.layers import LINEAR, LayerSpec, pad_input
 from bottleneck_opt.progress import Advance
@@ -71,6 +72,9 @@ def collect_statistics(
         scales: Output scales to use; None takes them from this data. Parts of one data set that will be merged must use
             the same.
         advance: Called twice for each batch.
+
+    Raises:
+        InputError: The model fails on the data, or what flows through a layer is NaN or overflows.
     """
     if not data.batches:
         raise ValueError("no batches to collect statistics from")
@@ -82,7 +86,19 @@ def collect_statistics(
     taps = {path: each.tap for path, each in sums.items()}
     with _hooks(working, taps), torch.enable_grad():
         _walk_backward(working, batches, sums.values(), scales, sampling, advance)
-    return Statistics({path: each.statistics() for path, each in sums.items()}, data.examples, scales)
+    layers_found = {path: each.statistics() for path, each in sums.items()}
+    _check_finite(layers_found, data)
+    return Statistics(layers_found, data.examples, scales)
+
+
+def _check_finite(layers: Mapping[str, LayerStatistics], data: CalibrationData) -> None:
+    broken = next((path for path, each in layers.items() if not each.is_finite), None)
+    if broken is not None:
+        raise InputError(
+            f"calibration: what flows through '{broken}' is NaN or too large to be squared and added up on "
+            f"{data.description} with values up to {largest_value(data):.1e}; expected data in the range that the "
+            "model was trained on. Scale calibration= as for training, or leave the layer out with exclude=."
+        )
 
 
 def _placed(batches: Sequence[Inputs], working: nn.Module) -> Iterator[Inputs]:
@@ -151,8 +167,9 @@ def _direction(leaf: Tensor, scale: OutputScale, generator: torch.Generator) -> 
 
 
 def float_leaves(output: Any) -> list[Tensor]:
-    """The floating tensors of an output, in order, without empty ones."""
-    return [leaf for leaf in find_tensors(output) if leaf.is_floating_point() and leaf.numel()]
+    """The floating tensors of an output, in order, without empty ones; complex ones as pairs of real numbers."""
+    leaves = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in find_tensors(output)]
+    return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -181,7 +198,7 @@ class _Spread:
 
     def scale(self, leaves: int) -> OutputScale:
         mean = self._total / max(self._count, 1)
-        variance = max(self._squares / max(self._count, 1) - mean**2, 0.0)
+        variance = max(self._squares / max(self._count, 1) - mean * mean, 0.0)
         return OutputScale(variance**0.5, self._count / max(self._examples, 1), leaves)
 
 
@@ -229,6 +246,8 @@ class _Sums:
     def tap(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         """Let the gradient at this output be seen; the value stays the same."""
         tapped = output + self._anchor.to(output.dtype)
+        if not tapped.requires_grad:  # the model runs this part under no_grad
+            return output
         available = _count_positions(self._layer, output)
         if available > CURVATURE_POSITIONS:
             positions = torch.randperm(available, generator=self._generator)[:CURVATURE_POSITIONS].sort().values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.errors import InputError
-from bottleneck_opt.inputs import Inputs, batch_size, noise_batches, stretch_batch
+from bottleneck_opt.inputs import Inputs, batch_size, check_has_values, noise_batches, stretch_batch
 from bottleneck_opt.tracing import check_finite
 
 TENSOR_BATCH = 8
@@ -51,10 +51,9 @@ def read_calibration(
         noise_examples: How many examples of noise to make, within the limit.
 
     Raises:
-        InputError: The data is empty, of the wrong kind or shape, or holds NaN or Inf.
+        InputError: The data is empty, of the wrong kind or shape, or holds NaN or Inf, or cannot be read.
     """
-    if limit < 1:
-        raise InputError(f"calibration_limit: got {limit}; expected at least 1. Pass how many examples may be read.")
+    _check_limit(limit)
     if calibration is None:
         larger = stretch_batch(example, min(TENSOR_BATCH, limit))
         form = larger if runs(larger) else example
@@ -71,6 +70,14 @@ def read_calibration(
         _check_batch(batch, example, f"calibration batch {index}")
     count = sum(batch_size(batch) for batch in batches)
     return CalibrationData(tuple(batches), count, f"{count} unlabelled examples")
+
+
+def _check_limit(limit: object) -> None:
+    if not isinstance(limit, int) or limit < 1:
+        raise InputError(
+            f"calibration_limit: got {limit!r}; expected a whole number, at least 1. "
+            "Pass how many examples may be read."
+        )
 
 
 def choose_noise_examples(macs_per_example: float) -> int:
@@ -97,8 +104,10 @@ def _take(batches: Iterable[Any], read: Callable[[Any], Inputs], limit: int) -> 
     """Read batches until they hold ``limit`` examples; the last one is cut to fit."""
     taken: list[Inputs] = []
     room = limit
-    for batch in batches:
-        inputs = read(batch).map(_to_cpu)
+    for batch in _draw(batches):
+        inputs = read(batch)
+        check_has_values(inputs, "calibration")
+        inputs = inputs.map(_to_cpu)
         size = batch_size(inputs)
         if size == 0:
             continue
@@ -107,6 +116,20 @@ def _take(batches: Iterable[Any], read: Callable[[Any], Inputs], limit: int) -> 
         if room <= 0:
             break
     return taken
+
+
+def _draw(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; what the user's own iterable raises is told with the batch it happened at."""
+    drawn = 0
+    try:
+        for batch in batches:
+            yield batch
+            drawn += 1
+    except Exception as error:  # the user's own code
+        raise InputError(
+            f"calibration: the {type(batches).__name__} failed at batch {drawn}: {type(error).__name__}: {error}. "
+            "Mend it, or lower calibration_limit= to stop before."
+        ) from error
 
 
 def _cut(inputs: Inputs, examples: int) -> Inputs:
@@ -155,6 +178,12 @@ def _check_batch(batch: Inputs, example: Inputs, where: str) -> None:
                 "with any batch size. Reshape or convert the calibration data."
             )
     check_finite(batch, where)
+
+
+def largest_value(data: CalibrationData) -> float:
+    """The largest absolute value in the floating tensors of the data; 0 when there is none."""
+    tensors = (tensor for batch in data.batches for tensor in batch.tensors())
+    return max((float(t.abs().max()) for t in tensors if t.is_floating_point() and t.numel()), default=0.0)
 
 
 def place_batch(batch: Inputs, *, device: torch.device, dtype: torch.dtype) -> Inputs:

@@ -19,7 +19,7 @@ from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import profile_json, report_json
-from bottleneck_opt.sources import find_function, find_model, read_calibration_file, read_shape
+from bottleneck_opt.sources import find_function, find_model, one_line, read_calibration_file, read_shape
 from bottleneck_opt.version import __version__
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pic
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Globs = list[str] | None
+_INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
@@ -143,13 +144,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        outcome: Any = app(args=arguments, standalone_mode=False, prog_name="bottleneck-opt")
+        code = _call(arguments)
     except BottleneckOptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         print("interrupted; nothing half-written was left", file=sys.stderr)
-        return 130
+    return code
+
+
+def _call(arguments: list[str] | None) -> int:
+    """The exit code that typer comes back with; some of its versions turn an interrupt into one, 130."""
+    try:
+        outcome: Any = app(args=arguments, standalone_mode=False, prog_name="bottleneck-opt")
+    except (BottleneckOptError, typer.Abort):
+        raise
     except typer.Exit as stop:
         return int(stop.exit_code)
     except Exception as error:

@@ -32,25 +32,30 @@ class Candidates:
 
 
 def find_candidates(
-    working: nn.Module, traced: Traced, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    working: nn.Module,
+    traced: Traced,
+    *,
+    include: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str | None = None,
 ) -> Candidates:
     """Sort all convolutions and Linears of a traced model into those that may be rewritten and those that may not.
 
     Raises:
-        PatternError: A pattern of ``include`` or ``exclude`` matches none of them.
+        PatternError: A pattern of ``include`` or ``exclude`` is no text or matches none of them.
     """
+    include, exclude = _read_patterns(include, "include"), _read_patterns(exclude, "exclude")
     modules = {path: m for path, m in working.named_modules() if path and isinstance(m, _ConvNd | nn.Linear)}
     _check_patterns(modules, include, "include")
     _check_patterns(modules, exclude, "exclude")
     shared = _shared_weights(modules)
-    read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
     refused: dict[str, Skip] = {}
     for path, module in modules.items():
         skip = (
             _not_chosen(path, include, exclude)
             or _not_executed(path, traced)
+            or _weight_is_computed(module)
             or _wrong_kind(module)
-            or _weight_not_its_own(path, module, shared=shared, read=read)
+            or _weight_not_its_own(path, module, shared=shared, reader=traced.weight_reads.get(path))
         )
         if skip:
             refused[path] = skip
@@ -59,6 +64,19 @@ def find_candidates(
     )
     layers = {path: spec for path in ran if (spec := describe_layer(modules[path])) is not None}
     return Candidates(layers, _all_names(working, layers), refused)
+
+
+def _read_patterns(given: object, option: str) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    patterns = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    wrong = next((pattern for pattern in patterns if not isinstance(pattern, str)), None)
+    if wrong is not None:
+        raise PatternError(
+            f"{option}: got {wrong!r} ({type(wrong).__name__}); expected globs over module paths as text. "
+            "Pass for instance 'layer1.*' or a list of such patterns."
+        )
+    return patterns
 
 
 def _check_patterns(modules: Iterable[str], patterns: Sequence[str] | None, option: str) -> None:
@@ -97,20 +115,24 @@ def _wrong_kind(module: nn.Module) -> Skip | None:
     return Skip(f"groups={module.groups}: this version rewrites convolutions with groups=1")
 
 
+def _weight_is_computed(module: nn.Module) -> Skip | None:
+    if module._parameters.get("weight") is not None:
+        return None
+    return Skip("its weight is computed in forward (weight norm, spectral norm or a parametrization)",
+                "remove the parametrization before optimising, if it is only needed for training")  # fmt: skip
+
+
 def _weight_not_its_own(
-    path: str, module: nn.Module, *, shared: Mapping[int, list[str]], read: set[str]
+    path: str, module: nn.Module, *, shared: Mapping[int, list[str]], reader: str | None
 ) -> Skip | None:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return Skip("its weight is computed in forward (weight norm, spectral norm or a parametrization)",
-                    "remove the parametrization before optimising, if it is only needed for training")  # fmt: skip
+    weight = module.get_parameter("weight")
     if not weight.is_floating_point():
         return Skip(f"its weight is {weight.dtype}")
     others = [other for other in shared[id(weight)] if other != path]
     if others:
         return Skip(f"shares its weight with {', '.join(others)}", "untie the weights if they need not be equal")
-    if f"{path}.weight" in read:
-        return Skip("its weight is also used outside of it")
+    if reader is not None:
+        return Skip(f"{reader} reads its weight and may use it without calling the layer")
     return None
 
 

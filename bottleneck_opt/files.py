@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileError(
             f"{path}: cannot be written: {_reason(error)}. Choose a folder that exists and is yours."
         ) from error
@@ -36,6 +37,20 @@ def write_whole(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+def as_path(given: object, what: str) -> Path:
+    """A path from a name.
+
+    Raises:
+        FileError: It is no name.
+    """
+    if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
+        raise FileError(
+            f"{what}: got {type(given).__name__}; expected the name of a folder as text or pathlib.Path. "
+            "Pass for instance 'out'."
+        )
+    return Path(given)
+
+
 @contextmanager
 def folder_written_whole(target: Path) -> Iterator[Path]:
     """A temporary folder to fill; when the block ends well its files become those of ``target``.
@@ -46,25 +61,34 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     Raises:
         FileError: The target is a file or cannot be written.
     """
-    temporary = _make_temporary(target)
-    try:
+    temporary = target.parent / f".{target.name[:50]}.{uuid.uuid4().hex}"
+    try:  # from before the folder exists: an interrupt at any moment finds what to remove
+        _make_temporary(temporary, target)
         yield temporary
         _move(temporary, target)
     except OSError as error:
         raise FileError(f"{target}: cannot be written: {_reason(error)}. Choose another folder.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
-def _make_temporary(target: Path) -> Path:
-    if target.exists() and not target.is_dir():
-        raise FileError(f"{target}: is a file; expected a folder to write to. Choose another name.")
+def _remove(folder: Path) -> None:
     try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # interrupted: finish before it goes on
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _make_temporary(temporary: Path, target: Path) -> None:
+    try:
+        if target.exists() and not target.is_dir():
+            raise FileError(f"{target}: is a file; expected a folder to write to. Choose another name.")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, "permission denied")
-        return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
+        temporary.mkdir(mode=0o700)
+    except (OSError, ValueError) as error:
         raise FileError(f"{target}: cannot be written: {_reason(error)}. Choose a folder that is yours.") from error
 
 
@@ -101,8 +125,8 @@ def _put_back(kept: Path, place: Path, *, moved: bool) -> None:
         place.unlink()
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _reason(error: OSError | ValueError) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -113,7 +137,7 @@ def read_bytes(path: Path, what: str) -> bytes:
     """
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileError(
             f"{path}: {what} cannot be read: {_reason(error)}. Pass the folder that result.save() wrote."
         ) from error

@@ -130,6 +130,7 @@ class Traced:
         inputs: The example input it was recorded with.
         constants: Tensors that came from outside the model and are baked into the graph, by attribute name.
         unexecuted: Convolutions and Linears that this input did not reach, with their reason.
+        weight_reads: For each module whose weight was read other than by calling it, the class of the reader.
         uncounted: Operations that no formula counts, with how often each ran.
         notes: What a careful reader should know about this recording.
     """
@@ -141,6 +142,7 @@ class Traced:
     inputs: Inputs
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     unexecuted: Mapping[str, str] = field(default_factory=dict)
+    weight_reads: Mapping[str, str] = field(default_factory=dict)
     uncounted: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -59,7 +59,7 @@ def read_inputs(given: Any) -> Inputs:
     """The user's ``inputs=``: a Tensor, a tuple of arguments or a dict of keyword arguments.
 
     Raises:
-        InputError: It is something else, or holds no tensor.
+        InputError: It is something else, or holds no tensor, no example or no values.
     """
     if isinstance(given, Inputs):
         return given
@@ -69,7 +69,22 @@ def read_inputs(given: Any) -> Inputs:
             f"inputs: found no tensor in the {type(given).__name__} given; expected one example call of the model. "
             "Pass a Tensor, a tuple of arguments or a dict of keyword arguments."
         )
+    check_has_values(inputs, "inputs")
+    if batch_size(inputs) == 0:
+        raise InputError(
+            f"inputs: got {inputs.describe()}, an empty batch; expected at least one example. "
+            "Pass one example call of the model, for instance torch.randn(1, 3, 224, 224)."
+        )
     return inputs
+
+
+def check_has_values(inputs: Inputs, where: str) -> None:
+    """Raise InputError when a tensor is on the meta device."""
+    if any(tensor.is_meta for tensor in inputs.tensors()):
+        raise InputError(
+            f"{where}: got {inputs.describe()} on the meta device, which holds no values; expected data. "
+            "Pass a tensor with values, for instance torch.randn(1, 3, 224, 224)."
+        )
 
 
 def _read_inputs(given: Any) -> Inputs:

@@ -6,7 +6,7 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,7 +38,13 @@ def compare_speed(before: nn.Module, after: nn.Module, inputs: Inputs, *, device
             for model, times in zip((before, after), runs, strict=True):
                 times.append(_time_call(model, inputs, device))
     medians = [statistics.median(times) for times in runs]
-    return Speed(medians[0], medians[1], len(runs[0]), THREADS, str(device))
+    return Speed(medians[0], medians[1], len(runs[0]), THREADS, str(device), spread=max(map(_spread, runs)))
+
+
+def _spread(times: Sequence[float]) -> float:
+    """Interquartile range over median."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return (upper - lower) / median
 
 
 def _goes_on(runs: int, started: float) -> bool:

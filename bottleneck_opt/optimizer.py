@@ -12,7 +12,8 @@ from bottleneck_opt.allocation import Allocation, allocate
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
-from bottleneck_opt.errors import InputError, NotAvailableError
+from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
+from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Speed, Verification
@@ -22,7 +23,7 @@ from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.sites import Pass, Weights
-from bottleneck_opt.skipping import list_skipped
+from bottleneck_opt.skipping import list_skipped, main_reason
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_checks, list_notes
@@ -40,8 +41,8 @@ def optimize(
     calibration_limit: int = 256,
     budget: float | str | Budget | Mapping[str, Amount] | None = None,
     passes: Sequence[str | Pass] | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
+    include: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str | None = None,
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
     recover: int | None = None,
@@ -79,6 +80,7 @@ def optimize(
         >>> result.after.cost.macs <= 0.5 * result.before.cost.macs
         True
     """
+    _check_seed(seed)
     _refuse_later_options(evaluate=evaluate, max_drop=max_drop, recover=recover)
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
@@ -93,9 +95,11 @@ def optimize(
         limits = wanted.limits(subject.traced.cost)
         proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
         with stages.stage("allocate"):
-            allocation = allocate(proposals, subject.traced.cost, limits, contract=contract)
+            reason = main_reason(subject.traced, subject.candidates)
+            allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
             plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
         rewritten = _rewrite(subject, plan, allocation, stages)
+        met = _is_met(rewritten.traced.cost, limits, contract=contract)
         verification = _verify(subject, rewritten, plan, statistics, evaluate, stages)
     return Result(
         plan=plan,
@@ -103,13 +107,20 @@ def optimize(
         before=subject.traced,
         after=rewritten.traced,
         verification=verification,
-        budget_met=allocation.met,
-        notes=list_notes(subject, proposals, allocation, rewritten, plan),
+        budget_met=met,
+        notes=list_notes(
+            subject, proposals, allocation, rewritten, budget=plan.budget, measured=verification.measured_change
+        ),
         seconds=tuple(stages.seconds),
         provenance=describe_run(subject, plan),
         model=rewritten.model,
         graph_module=rewritten.graph_module,
     )
+
+
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed: got {seed!r}; expected a whole number of at most 63 bits. Pass for instance seed=0.")
 
 
 def _refuse_later_options(*, evaluate: Evaluate | None, max_drop: float | None, recover: int | None) -> None:
@@ -175,6 +186,17 @@ def _rewrite(subject: Subject, plan: Plan, allocation: Allocation, stages: Stage
             weights[step.path] = priced.option.fill()
             advance()
         return apply_plan(subject, plan, weights)
+
+
+def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:
+    """Whether the rewritten model, as recorded, is within the limits; for a typed budget it must be."""
+    over = [f"{getattr(recorded, unit):,} {unit}" for unit, limit in limits.items() if getattr(recorded, unit) > limit]
+    if over and contract:
+        raise BudgetError(
+            f"the rewritten model was recorded with {' and '.join(over)}, more than planned and allowed: "
+            "it does not use its new layers as it used the old ones. Find them with include= and exclude=."
+        )
+    return not over
 
 
 def _verify(

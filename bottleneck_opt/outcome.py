@@ -40,6 +40,7 @@ class Speed:
         runs: Timed calls of each model.
         threads: CPU threads used.
         device: Where it ran.
+        spread: How unsteady it was: interquartile range over median, the larger of both models.
     """
 
     before: float
@@ -47,6 +48,7 @@ class Speed:
     runs: int
     threads: int
     device: str
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Verification:
     Attributes:
         data: In words, the data all of this was measured on.
         examples: How many examples that was.
-        predicted_change, measured_change: Mean squared change of the output, relative to the output's variance.
+        predicted_change, measured_change: Mean squared change of the output, relative to the output's variance. The
+            measured one is None where the output has no floating values that vary.
         kl: Mean Kullback-Leibler divergence to the original's softmax; None unless the output is ``(batch, classes)``.
         agreement: Share of examples with the same top class; None likewise.
         graph_difference: Largest relative difference between the rewritten module and the rewritten graph, or None
@@ -69,7 +72,7 @@ class Verification:
     data: str
     examples: int
     predicted_change: float
-    measured_change: float
+    measured_change: float | None
     kl: float | None
     agreement: float | None
     graph_difference: float | None

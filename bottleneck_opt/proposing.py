@@ -113,6 +113,9 @@ def propose(
 
 
 def _ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposal:
+    if site.statistics.inputs.count == 0:
+        unseen = Skip("no calibration example reached it", "calibrate with inputs that reach it")
+        return Proposal(site, (), (("calibration", unseen),))
     options: list[Priced] = []
     skips: list[tuple[str, Skip]] = []
     for each in passes:

@@ -57,6 +57,7 @@ class Recording:
         module_calls: How often each leaf module was called, by path.
         constants: Tensors of unknown origin that are baked in, by attribute name.
         value_reads: How often the run looked at tensor values to decide something, by function.
+        weight_reads: For each module whose weight was read other than by calling it, the class of the reader.
         operations: Every tensor operation of the run.
         output: What the model returned.
     """
@@ -66,6 +67,7 @@ class Recording:
     module_calls: Mapping[str, int]
     constants: Mapping[str, Tensor]
     value_reads: Mapping[str, int]
+    weight_reads: Mapping[str, str]
     operations: tuple[Operation, ...]
     output: Any
 
@@ -97,6 +99,24 @@ def observe_calls(observer: Callable[[Callable[..., Any], nn.Module, Any, Any], 
         nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
+@contextmanager
+def observe_weights(note: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Call ``note(module)`` whenever code of this thread reads a module's ``weight`` that is a parameter."""
+    original = nn.Module.__getattr__
+    owner = threading.get_ident()
+
+    def read(module: nn.Module, name: str) -> Any:
+        if name == "weight" and threading.get_ident() == owner:
+            note(module)
+        return original(module, name)
+
+    nn.Module.__getattr__ = read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__getattr__ = original  # type: ignore[method-assign]
+
+
 def record_run(model: nn.Module, inputs: Inputs) -> Recording:
     """Run the model once and write down what it did.
 
@@ -105,7 +125,8 @@ def record_run(model: nn.Module, inputs: Inputs) -> Recording:
     recorder = _Recorder(model)
     own = inputs.copy()
     recorder.add_placeholders(model, own)
-    with observe_calls(recorder.observe), recorder.counter, recorder:
+    observed = observe_calls(recorder.observe), observe_weights(recorder.note_weight)
+    with observed[0], observed[1], recorder.counter, recorder:
         output = own.hand_over(model)
     return recorder.finish(output)
 
@@ -128,6 +149,7 @@ class _Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.value_reads: Counter[str] = Counter()
         self.module_calls: Counter[str] = Counter()
+        self.weight_reads: dict[str, str] = {}
         self._state = _State()
         self._stack: list[tuple[str, str]] = []
         self._inside_leaf = 0
@@ -148,6 +170,11 @@ class _Recorder(TorchFunctionMode):
             return original(module, *args, **kwargs)
         finally:
             self._stack.pop()
+
+    def note_weight(self, module: nn.Module) -> None:
+        path = self._paths.get(id(module))
+        if path and not self._inside_leaf:
+            self.weight_reads[path] = self._stack[-1][1] if self._stack else type(self._model).__name__
 
     def _call_leaf(self, original: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         started = len(self.counter.operations)
@@ -279,7 +306,7 @@ class _Recorder(TorchFunctionMode):
         self.calls[node.name] = Call("", (), _shapes(output), _shapes(output))
         return Recording(
             self.graph, self.calls, dict(self.module_calls), self.constants, dict(sorted(self.value_reads.items())),
-            tuple(self.counter.operations), output,
+            self.weight_reads, tuple(self.counter.operations), output,
         )  # fmt: skip
 
 

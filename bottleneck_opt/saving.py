@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
 from bottleneck_opt.errors import FileError, RewriteError
-from bottleneck_opt.files import folder_written_whole, read_bytes
+from bottleneck_opt.files import as_path, folder_written_whole, read_bytes
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.report import render_html, report_json
@@ -46,7 +46,7 @@ def save_outcome(outcome: Outcome, model: nn.Module, folder: str | Path) -> Path
     Raises:
         FileError: The folder cannot be written, or the model has state that cannot be saved without pickle.
     """
-    target = Path(folder)
+    target = as_path(folder, "save")
     with folder_written_whole(target) as made:
         plan_text = outcome.plan.to_json()
         (made / PLAN).write_text(plan_text, encoding="utf-8", newline="\n")
@@ -148,7 +148,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         FileError: A file is missing, truncated, changed, or not of this format.
         RewriteError: The plan or the weights do not fit this model.
     """
-    source = Path(folder)
+    source = as_path(folder, "load")
     plan_text = _decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
     plan = Plan.from_json(plan_text)
     state, seal = _load_weights(source / WEIGHTS, plan_text)

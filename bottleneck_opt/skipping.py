@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
@@ -25,6 +26,17 @@ def list_skipped(
             reasons[proposal.site.path] = _why_not(proposal)
     skipped = [_skipped(working, traced, path, *reason) for path, reason in reasons.items()]
     return tuple(sorted(skipped, key=lambda each: (-each.share, each.path)))
+
+
+def main_reason(traced: Traced, candidates: Candidates) -> str:
+    """What keeps most of the multiply-adds from being rewritten, in one sentence; empty when nothing does."""
+    shares: Counter[str] = Counter()
+    for path, skip in candidates.refused.items():
+        shares[skip.reason] += sum(node.cost.macs for node in traced.structure.calls_of(path))
+    if not traced.cost.macs or not any(shares.values()):
+        return ""
+    reason, macs = shares.most_common(1)[0]
+    return f"{macs / traced.cost.macs:.1%} of the MACs are left alone: {reason}."
 
 
 def _why_not(proposal: Proposal) -> tuple[Skip, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,20 @@ from torch import Tensor, nn
 from bottleneck_opt.errors import FileError, InputError, ModelError, NotAvailableError
 
 _ZOOS = ("torchvision", "timm")
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+
+def one_line(foreign: object, *, width: int | None = None) -> str:
+    r"""A message without colours and line breaks, cut between words where it is longer than ``width``.
+
+    Example:
+        >>> one_line("first\n  second third", width=15)
+        'first second ...'
+    """
+    text = " ".join(_COLOURS.sub("", str(foreign)).split())
+    if width is None or len(text) <= width:
+        return text
+    return text[: width + 1].rsplit(" ", 1)[0][:width].rstrip(" .,;:([{") + " ..."
 
 
 def find_model(name: str, weights: str | None = None) -> nn.Module:
@@ -50,11 +65,25 @@ def _build_from_zoo(zoo: str, name: str) -> Any:
     try:
         library = importlib.import_module(f"{zoo}.models" if zoo == "torchvision" else zoo)
     except Exception as error:  # a torchvision built for another torch fails in its own ways
-        raise ModelError(f"MODEL: {zoo} cannot be imported: {error}. Install it: pip install {zoo}") from error
+        raise ModelError(f"MODEL: {_why_not_imported(zoo, error)}") from error
     try:
         return library.get_model(name, weights=None) if zoo == "torchvision" else library.create_model(name)
     except Exception as error:  # each library refuses an unknown name with its own exception
         raise ModelError(f"MODEL: {zoo} cannot build '{name}': {error}. Check the name.") from error
+
+
+def _why_not_imported(zoo: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == zoo:
+        return f"{zoo} is not installed. Install it: pip install {zoo}"
+    return (
+        f"{zoo} is installed but cannot be imported: {type(error).__name__}: {_sentence(error)} "
+        f"torchvision must match torch, which is {torch.__version__} here: install the release made for it."
+    )
+
+
+def _sentence(error: Exception) -> str:
+    text = one_line(error, width=200)
+    return text if text.endswith(".") else f"{text}."
 
 
 def find_object(name: str) -> Any:
@@ -99,15 +128,16 @@ def _call_factory(factory: Any, name: str) -> Any:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    state = _read_tensors(path, "the weights")
+    state = _read_tensors(path, "the weights", expected=".safetensors, or .pt with a state dict")
     try:
         model.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise FileError(f"{path}: does not fit the model: {first}. Pass the state dict of this very model.") from error
+        raise FileError(
+            f"{path}: does not fit the model: {_sentence(error)} Pass the state dict of this very model."
+        ) from error
 
 
-def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, what: str, *, expected: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -119,9 +149,10 @@ def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         raise FileError(f"{path}: {what} cannot be read: {error}.") from error
     except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
         raise FileError(
-            f"{path}: {what} cannot be read without unpickling: {' '.join(str(error).split())[:160]}."
+            f"{path}: {what} cannot be read without unpickling: {_sentence(error)} "
+            "Save tensors only: torch.save(model.state_dict(), path)."
         ) from error
-    raise FileError(f"{path}: got a '{path.suffix}' file for {what}; expected .safetensors, or .pt with a state dict.")
+    raise FileError(f"{path}: got a '{path.suffix}' file for {what}; expected {expected}.")
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -161,7 +192,7 @@ def read_calibration_file(name: str) -> Tensor:
         )
     if path.suffix == ".npy":
         return _read_numpy(path)
-    tensors = _read_tensors(path, "calibration data")
+    tensors = _read_tensors(path, "calibration data", expected=".npy or .safetensors, examples along axis 0")
     if len(tensors) != 1:
         raise FileError(f"{path}: holds {len(tensors)} tensors; expected one, examples along axis 0.")
     return next(iter(tensors.values()))
@@ -170,8 +201,10 @@ def read_calibration_file(name: str) -> Tensor:
 def _read_numpy(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise FileError(f"{path}: calibration data cannot be read: {error}. Save one array with numpy.save.") from error
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise FileError(
+            f"{path}: calibration data cannot be read: {_sentence(error)} Save one array with numpy.save."
+        ) from error
 
 
 def find_function(name: str) -> Callable[..., Any]:

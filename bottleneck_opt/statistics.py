@@ -36,6 +36,12 @@ class Moments:
         spread = self.squares / max(self.count, 1) - float(self.mean.square().sum())
         return max(spread, 0.0) / max(len(self.total), 1)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no sum is NaN or has overflowed."""
+        sums = [self.total, torch.tensor(self.squares), *([] if self.outer is None else [self.outer])]
+        return all(bool(torch.isfinite(each).all()) for each in sums)
+
     def covariance(self) -> Tensor:
         """Centred covariance ``(d, d)``. Raises ValueError when outer products were not collected."""
         if self.outer is None:
@@ -81,6 +87,11 @@ class LayerStatistics:
             self.curvature + other.curvature,
             self.probes + other.probes,
         )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no sum has overflowed; a curvature that is NaN was never felt and is none."""
+        return self.inputs.is_finite and self.outputs.is_finite and not bool(torch.isinf(self.curvature).any())
 
     def mean_curvature(self) -> Tensor:
         """Curvature of an example ``(out, out)``: the mean of the sum."""

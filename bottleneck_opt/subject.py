@@ -14,7 +14,7 @@ from bottleneck_opt.eligibility import Candidates, find_candidates
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
-from bottleneck_opt.working_copy import working_copy
+from bottleneck_opt.working_copy import copy_to_device
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Request:
     limit: int
     device: str | torch.device | None
     seed: int
-    include: Sequence[str] | None
-    exclude: Sequence[str] | None
+    include: Sequence[str] | str | None
+    exclude: Sequence[str] | str | None
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
     Raises:
         ModelError, InputError, PatternError: What was asked for cannot be used.
     """
-    working = working_copy(original)
-    if request.device is not None:
-        working = working.to(request.device)
+    working = copy_to_device(original, request.device)
     example, notes = choose_inputs(working, request.inputs)
     traced = trace_working(working, example)
     data = read_calibration(

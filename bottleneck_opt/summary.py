@@ -33,21 +33,22 @@ def list_checks(plan: Plan, rewritten: Rewritten) -> tuple[str, ...]:
 
 
 def list_notes(
-    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten, plan: Plan
-) -> tuple[str, ...]:
+    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten, *,
+    budget: str, measured: float | None,
+) -> tuple[str, ...]:  # fmt: skip
     """Where numbers come from, what was assumed, and what was not reached."""
     notes = [*subject.notes, *subject.traced.notes, *rewritten.notes]
     if subject.data.noise:
         notes.append("calibrated on noise: a few real images (calibration=) keep far more accuracy")
-    unfelt = name_unfelt([proposal.site for proposal in proposals])
-    if unfelt:
-        notes.append(f"no gradient reached {', '.join(unfelt)}: the median importance of the other layers was assumed")
+    notes.extend(_unfelt_notes(proposals))
+    if measured is None:
+        notes.append("the output has no floating values that vary: its change could not be measured")
     if not any(allocation.chosen):
         notes.append("nothing was rewritten: the result is an unchanged copy; result.skipped says why for each layer")
     if not allocation.met:
         ratio = allocation.cost.macs / max(subject.traced.cost.macs, 1)
-        notes.append(f"the budget {plan.budget} is out of reach: this is the smallest plan, {ratio:.1%} of the MACs")
-    planned, recorded = plan.after, rewritten.traced.cost
+        notes.append(f"the budget {budget} is out of reach: this is the smallest plan, {ratio:.1%} of the MACs")
+    planned, recorded = allocation.cost, rewritten.traced.cost
     if (planned.macs, planned.params) != (recorded.macs, recorded.params):
         notes.append(
             f"planned {planned.macs:,} MACs and {planned.params:,} params, "
@@ -56,6 +57,16 @@ def list_notes(
     if allocation.gap > 0:
         notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
     return tuple(notes)
+
+
+def _unfelt_notes(proposals: Sequence[Proposal]) -> list[str]:
+    sites = [proposal.site for proposal in proposals if proposal.options]
+    unfelt = name_unfelt(sites)
+    if not unfelt:
+        return []
+    if len(unfelt) == len(sites):
+        return ["no gradient reached any layer: predicted losses are squared errors of the layers, not of the output"]
+    return [f"no gradient reached {', '.join(unfelt)}: the median importance of the other layers was assumed"]
 
 
 def describe_run(subject: Subject, plan: Plan) -> Provenance:

@@ -102,6 +102,7 @@ def trace_working(working: nn.Module, inputs: Inputs) -> Traced:
         inputs=inputs,
         constants=recording.constants,
         unexecuted=_list_unexecuted(working, recording),
+        weight_reads=recording.weight_reads,
         uncounted=list_uncounted(recording.operations),
         notes=(*mode_note, *_recording_notes(recording)),
     )
@@ -180,14 +181,16 @@ def compare_outputs(expected: list[Tensor], got: list[Tensor]) -> Replay:
     difference = max((_difference(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
     if difference <= EXACT:
         return Replay(True, difference)
-    return Replay(False, difference, f"the output depends on the data path: it differs by {difference:.1e}")
+    why = "the path depends on the data, or hooks, autocast or random numbers change it"
+    return Replay(False, difference, f"its output differs by {difference:.1e}: {why}")
 
 
 def _difference(expected: Tensor, got: Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
-    gap = (expected.double() - got.double()).abs().nan_to_num(nan=float("inf")).max()
-    return float(gap / expected.double().abs().max().clamp_min(1e-30)) if gap > 0 else 0.0
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    gap = (expected.to(wide) - got.to(wide)).abs().nan_to_num(nan=float("inf")).max()
+    return float(gap / expected.to(wide).abs().max().clamp_min(1e-30)) if gap > 0 else 0.0
 
 
 def _make_nodes(recording: Recording, working: nn.Module) -> tuple[Node, ...]:

@@ -23,13 +23,14 @@ class OutputChange:
     """How far the rewritten model's output is from the original's.
 
     Attributes:
-        relative: Mean squared change relative to the output's variance.
+        relative: Mean squared change relative to the output's variance; None where the output has no floating values
+            that vary, so that there is nothing to compare.
         kl: Mean Kullback-Leibler divergence of the softmax, or None unless the output is one ``(batch, classes)``
             tensor.
         agreement: Share of examples with the same top class, or None likewise.
     """
 
-    relative: float
+    relative: float | None
     kl: float | None
     agreement: float | None
 
@@ -45,6 +46,7 @@ def measure_change(
         scales: Spread of each output tensor, from calibration.
 
     Raises:
+        InputError: The original's output has not one finite value.
         RewriteError: Shapes differ, or the rewritten model's output is not finite where the original's is.
     """
     squared, kl, agreed, examples = 0.0, 0.0, 0, 0
@@ -64,9 +66,10 @@ def measure_change(
         if classifies:
             kl += _divergence(expected[0], got[0])
             agreed += int((expected[0].argmax(1) == got[0].argmax(1)).sum())
+    relative = squared / examples if any(scale.weight for scale in scales) else None
     if not classifies:
-        return OutputChange(squared / examples, None, None)
-    return OutputChange(squared / examples, kl / examples, agreed / examples)
+        return OutputChange(relative, None, None)
+    return OutputChange(relative, kl / examples, agreed / examples)
 
 
 def _divergence(expected: Tensor, got: Tensor) -> float:
@@ -87,6 +90,11 @@ def _check_outputs(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
             "layers in a way that cannot be followed: leave some out with exclude=."
         )
     for mine, theirs in zip(got, expected, strict=True):
+        if not torch.isfinite(theirs).any():
+            raise InputError(
+                f"calibration: the original model's output {tuple(theirs.shape)} is NaN or infinite throughout; "
+                "expected finite values. Check the model and the range of the data."
+            )
         if (torch.isfinite(theirs) & ~torch.isfinite(mine)).any():
             raise RewriteError(
                 "the rewritten model's output is not finite. Try a larger budget, and report this model."
@@ -126,9 +134,9 @@ def run_evaluate(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: 
     """What the user's ``evaluate(model)`` says, the mean of it when it returns one score a sample.
 
     Raises:
-        InputError: It returned no finite number.
+        InputError: It failed or returned no finite number.
     """
-    answer = evaluate(model)
+    answer = _ask(evaluate, model, which)
     scores = _scores(answer)
     if not scores or not all(torch.isfinite(torch.tensor(scores, dtype=torch.float64))):
         shown = repr(answer) if len(repr(answer)) < 80 else type(answer).__name__
@@ -137,6 +145,16 @@ def run_evaluate(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: 
             "Return a float, higher is better."
         )
     return sum(scores) / len(scores)
+
+
+def _ask(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: str) -> Any:
+    try:
+        return evaluate(model)
+    except Exception as error:  # the user's own code
+        raise InputError(
+            f"evaluate: failed on the model {which}: {type(error).__name__}: {error}. "
+            "Pass a function that takes the model and returns a float, higher is better."
+        ) from error
 
 
 def _scores(answer: Any) -> list[float]:

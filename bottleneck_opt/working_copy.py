@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def unwrap_model(model: object) -> nn.Module:
     """The module inside ``torch.compile`` and DataParallel wrappers; the module itself when there is none.
 
     Raises:
-        ModelError: It is not a module.
+        ModelError: It is not a Python module.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -30,12 +31,21 @@ def unwrap_model(model: object) -> nn.Module:
         )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return unwrap_model(model.module)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"model: got {type(model).__name__}, a compiled TorchScript model, which cannot be recorded or rewritten; "
+            "expected a torch.nn.Module. Pass the Python module it was made from."
+        )
     inner = getattr(model, "_orig_mod", None)
     return unwrap_model(inner) if isinstance(inner, nn.Module) else model
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy. Tensors with a history, which deepcopy refuses, are copied without it."""
+    """A deep copy. Tensors with a history, which deepcopy refuses, are copied without it.
+
+    Raises:
+        ModelError: Something in it cannot be copied.
+    """
     memo = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -43,17 +53,50 @@ def copy_model(model: nn.Module) -> nn.Module:
         if not value.is_leaf
     }
     with torch.no_grad():  # script modules copy their parameters by a differentiable operation
-        copied = copy.deepcopy(model, memo)
+        copied = _deepcopy(model, memo)
     for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
         mine.requires_grad_(theirs.requires_grad)
     return copied
+
+
+def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # any attribute of the user's model may refuse, in its own way
+        raise ModelError(
+            f"model: {type(model).__name__} cannot be copied: {type(error).__name__}: {_first_line(error)}. "
+            "All work is done on copies: take the attribute out that cannot be copied, or give its class __deepcopy__."
+        ) from error
+
+
+def copy_to_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """A working copy on a device; None leaves it on the model's own.
+
+    Raises:
+        ModelError: As for :func:`working_copy`.
+        InputError: There is no such device here.
+    """
+    if device is None:
+        return working_copy(model)
+    _check_device(device)
+    return working_copy(model).to(torch.device(device))
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except Exception as error:  # each kind of device is missing in its own way
+        raise InputError(
+            f"device: got {str(device)!r}, which cannot be used here: {type(error).__name__}: {_first_line(error)}. "
+            "Pass for instance 'cpu' or, where torch.cuda.is_available(), 'cuda'."
+        ) from error
 
 
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode; half precision becomes float32, float32 and float64 stay.
 
     Raises:
-        ModelError: A weight is NaN or infinite.
+        ModelError: A weight is NaN or infinite or has no value, or the model cannot be copied.
     """
     check_finite_weights(model)
     made = copy_model(model).eval()
@@ -63,13 +106,18 @@ def working_copy(model: nn.Module) -> nn.Module:
 
 
 def check_finite_weights(model: nn.Module) -> None:
-    """Raise ModelError when a parameter or buffer holds NaN or Inf."""
+    """Raise ModelError when a parameter or buffer holds NaN or Inf, or nothing at all."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ModelError(
                 f"{name}: this lazy parameter has no shape yet. Call the model once on real data before optimising it."
             )
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name}: is on the meta device, which holds no weights; expected a model with weights. "
+                "Use model.to_empty(device='cpu') and load a checkpoint."
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values are NaN or infinite; "
                 "expected finite weights. Load a sound checkpoint."

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bottleneck_opt.outcome import Verification
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -158,3 +160,9 @@ class ReadsLayer(nn.Module):
         assert y.shape[2] == x.shape[2] // self.conv.stride[0]
         out: Tensor = y * float(self.conv.kernel_size[0])
         return out
+
+
+def measured(verification: Verification) -> float:
+    """The measured output change, where there must be one."""
+    assert verification.measured_change is not None
+    return verification.measured_change

@@ -211,5 +211,5 @@ def test_the_results_cost_is_within_the_budget(budget: Any, ratios: Mapping[str,
 
 
 def test_optimize_names_the_smallest_reachable_budget() -> None:
-    with pytest.raises(BudgetError, match=r"budget macs=0\.000\d+ .* smallest reachable is macs=0\.\d+\. Ask for that"):
+    with pytest.raises(BudgetError, match=r"macs of at most 145 .* smallest reachable is macs=0\.\d+\. Ask for that"):
         optimize(seeded(classifier), noise(1, 3, 8, 8), budget=0.001, progress=False)

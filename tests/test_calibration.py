@@ -408,6 +408,7 @@ def measured_over_predicted(net: nn.Module, x: Tensor) -> Mapping[str, float]:
             plan = Plan("net", "", (), 0, traced.cost, traced.cost, 0.0, 0.0, (step,))
             changed = working_copy(rewrite_model(working, plan, {site.path: option.fill()}))
             change = measure_change(working, changed, data, statistics.scales).relative
+            assert change is not None
             ratios[f"{site.path} {option.form} {option.ranks}"] = change / option.predicted_loss
     return ratios
 
@@ -416,3 +417,13 @@ def test_predicted_and_measured_change_agree_within_a_factor_of_three(trained: n
     ratios = measured_over_predicted(trained, stripes(128, seed=5)[0])
     assert len(ratios) > 8
     assert all(1 / 3 < ratio < 3 for ratio in ratios.values()), ratios
+
+
+def test_data_that_overflow_are_told_with_the_layer_and_the_data() -> None:
+    net = seeded(lambda: nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4)), dtype=torch.float32)
+    x = noise(8, 3, 6, 6).float()
+    x *= 1e20 / x.abs().max()
+    with pytest.raises(
+        InputError, match=r"^calibration: what flows through '0' is NaN or too large .* on noise with .*up to 1\.0e\+20"
+    ):
+        collect(working_copy(net), x, "0", "2")

@@ -116,7 +116,13 @@ def test_a_generator_is_read_once_and_no_further_than_needed() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(limit: int) -> None:
-    with pytest.raises(InputError, match=rf"^calibration_limit: got {limit}; expected at least 1"):
+    with pytest.raises(InputError, match=rf"^calibration_limit: got {limit}; expected a whole number, at least 1"):
+        read(DATA, limit=limit)
+
+
+@pytest.mark.parametrize("limit", ["a", 2.5, None])
+def test_a_limit_that_is_no_whole_number_is_refused(limit: Any) -> None:
+    with pytest.raises(InputError, match=rf"^calibration_limit: got {limit!r}; expected a whole number"):
         read(DATA, limit=limit)
 
 
@@ -210,13 +216,26 @@ def test_data_that_the_model_refuses_are_told() -> None:
         optimize(net, X, calibration=noise(4, 5, 4, 4), progress=False)
 
 
-def test_a_loader_that_fails_shows_its_own_error() -> None:
+def test_a_loader_that_fails_is_told_with_its_own_error() -> None:
     def failing() -> Iterator[Tensor]:
         yield DATA
         raise OSError("disk gone")
 
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(
+        InputError, match=r"^calibration: the generator failed at batch 1: OSError: disk gone\."
+    ) as told:
         read(failing())
+    assert isinstance(told.value.__cause__, OSError)
+    assert read(failing(), limit=20).examples == 20
+
+
+def test_an_empty_batch_among_others_is_passed_over() -> None:
+    assert [batch_size(batch) for batch in read([DATA[:0], DATA[:3]]).batches] == [3]
+
+
+def test_data_without_values_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^calibration: got Tensor 8x3x4x4 float64 on the meta device"):
+        read(DATA.to("meta"))
 
 
 @pytest.mark.parametrize(("macs", "examples"), [(4.1e9, 32), (1e9, 130), (0.0, 130_000_000_000)])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,12 @@ def net():
 
 def score(model):
     return 0.5
+
+def score_badly(model):
+    raise ValueError("first line\\n\\x1b[31msecond line\\x1b[0m")
+
+def stopped():
+    raise KeyboardInterrupt
 
 broken = 7
 """
@@ -127,6 +135,15 @@ def test_passes_lists_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> N
             ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "missing.npy"],
             "calibration data cannot be read",
         ),
+        (
+            ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "c.npz"],
+            "got a '.npz' file for calibration data; expected .npy or .safetensors",
+        ),
+        (
+            ["optimize", "NET:net", "--input", "1x3x8x8", "--evaluate", "NET:score_badly"],
+            "evaluate: failed on the model before: ValueError: first line second line.",
+        ),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--device", "nope"], "device: got 'nope'"),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "macs=half"], "expected a ratio"),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "speed=1"], "unknown unit 'speed'"),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "macs=0.0001"], "the smallest reachable is macs="),
@@ -158,9 +175,40 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 def test_unpickling_weights_are_refused(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "module.pt")
     assert run("optimize", net, "--weights", tmp_path / "module.pt", "--out", tmp_path / "o") == 1
-    assert "without unpickling" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "without unpickling" in told
+    assert re.search(r"\w \.\.\. Save tensors only: torch\.save\(model\.state_dict\(\), path\)\.$", told)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == bo.__version__
+
+
+def test_an_interrupt_is_said_and_exits_with_130(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile", net.replace(":net", ":stopped")) == 130
+    assert capsys.readouterr().err == "interrupted; nothing half-written was left\n"
+
+
+def test_an_empty_array_file_is_told(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.npy").touch()
+    assert run("optimize", net, "--input", "1x3x8x8", "--calibration", tmp_path / "empty.npy") == 1
+    assert "calibration data cannot be read" in capsys.readouterr().err
+
+
+def test_a_missing_zoo_is_to_be_installed_and_a_broken_one_is_to_match_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [each for each in sys.modules if each.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert run("profile", "torchvision:resnet18") == 1
+    told = capsys.readouterr().err
+    assert "installed but cannot be imported: RuntimeError: operator nms does not exist. torchvision must match" in told
+    assert "pip install" not in told
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    assert run("profile", "torchvision:resnet18") == 1
+    assert "torchvision is not installed. Install it: pip install torchvision" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from bottleneck_opt.errors import FileError
-from bottleneck_opt.files import folder_written_whole, read_bytes, write_whole
+from bottleneck_opt.files import as_path, folder_written_whole, read_bytes, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -123,3 +124,63 @@ def test_reading_says_what_is_missing(tmp_path: Path) -> None:
         read_bytes(tmp_path / "x", "the plan")
     with pytest.raises(FileError, match=r"the plan cannot be read: is a directory"):
         read_bytes(tmp_path, "the plan")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "a\0b/c"])
+def test_an_impossible_name_is_told(tmp_path: Path, name: str) -> None:
+    def write() -> None:
+        with folder_written_whole(tmp_path / name):
+            raise AssertionError("there is no such folder")
+
+    with pytest.raises(FileError, match=r"cannot be written: (file name too long|embedded null \w+)\. Choose a folder"):
+        write()
+    with pytest.raises(FileError, match=r"cannot be written: (file name too long|embedded null \w+)\. Choose a folder"):
+        write_whole(tmp_path / name, b"")
+    with pytest.raises(FileError, match=r"the plan cannot be read: (file name too long|embedded null \w+)\. Pass the"):
+        read_bytes(tmp_path / name, "the plan")
+    assert names(tmp_path) == []
+
+
+def test_a_name_as_long_as_possible_is_written(tmp_path: Path) -> None:
+    with folder_written_whole(tmp_path / ("x" * 255)) as made:
+        (made / "a").write_text("a")
+    assert names(tmp_path) == ["x" * 255]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"out"])
+def test_what_is_no_name_is_refused(wrong: Any) -> None:
+    with pytest.raises(FileError, match=rf"^save: got {type(wrong).__name__}; expected the name of a folder"):
+        as_path(wrong, "save")
+    assert as_path("out", "save") == as_path(Path("out"), "save") == Path("out")
+
+
+def test_an_interrupt_right_after_the_folder_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def interrupted(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        mkdir(path, mode, parents, exist_ok)
+        if not parents:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_written_whole(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_an_interrupt_while_cleaning_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, calls = shutil.rmtree, list[Path]()
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_written_whole(tmp_path / "out") as made:
+        (made / "a").write_text("a")
+    assert names(tmp_path) == ["out"]

@@ -68,6 +68,17 @@ def test_inputs_without_a_tensor_are_refused(wrong: Any) -> None:
         read_inputs(wrong)
 
 
+@pytest.mark.parametrize("wrong", [X[:0], (X[:0], 3), {"x": X[:0]}])
+def test_an_empty_batch_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"^inputs: got Tensor 0x3x8x8 float64, an empty batch; expected at least one"):
+        read_inputs(wrong)
+
+
+def test_inputs_without_values_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^inputs: got Tensor 2x3x8x8 float64 on the meta device, which holds no"):
+        read_inputs(X.to("meta"))
+
+
 def test_a_call_hands_over_copies() -> None:
     x = torch.zeros(2)
     read_inputs({"x": x}).call(lambda x: x.add_(1))

@@ -363,3 +363,19 @@ def test_the_report_json_is_strict_json(saved: Path) -> None:
         raise AssertionError(constant)
 
     json.loads((saved / "report.json").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"out"])
+def test_a_folder_that_is_no_name_is_refused(result: Result, wrong: Any) -> None:
+    with pytest.raises(FileError, match=rf"^save: got {type(wrong).__name__}; expected the name of a folder"):
+        result.save(wrong)
+    with pytest.raises(FileError, match=rf"^load: got {type(wrong).__name__}; expected the name of a folder"):
+        load(wrong, seeded(Residual))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_folder_of_an_impossible_name_is_told(result: Result, tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileError, match="cannot be written"):
+        result.save(tmp_path / name)
+    with pytest.raises(FileError, match="the plan cannot be read"):
+        load(tmp_path / name, seeded(Residual))

@@ -110,3 +110,23 @@ def test_statistics_of_other_layers_or_scales_do_not_merge() -> None:
     for other in (replace(one, layers={"b": layer_statistics(0)}), replace(one, scales=())):
         with pytest.raises(ValueError, match="same layers and output scales"):
             one.merge(other)
+
+
+@pytest.mark.parametrize("broken", ["total", "squares", "outer"])
+def test_sums_that_overflow_are_seen(broken: str) -> None:
+    found = layer_statistics(0)
+    assert found.is_finite
+    spoilt = getattr(found.inputs, broken) * float("inf")
+    for name in ("inputs", "outputs"):
+        moments_of = getattr(found, name)
+        assert not replace(found, **{name: replace(moments_of, **{broken: spoilt})}).is_finite
+
+
+def test_a_curvature_may_be_missing_but_not_overflow() -> None:
+    found = layer_statistics(0)
+    assert replace(found, curvature=torch.full((3, 3), float("nan"))).is_finite
+    assert not replace(found, curvature=found.curvature.abs() * float("inf")).is_finite
+
+
+def test_sums_without_products_may_be_finite() -> None:
+    assert empty_moments(3, outer=False).is_finite

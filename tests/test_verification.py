@@ -91,6 +91,15 @@ def test_anything_else_is_refused(answer: Any) -> None:
         run_evaluate(lambda model: answer, nn.Identity(), "after")
 
 
+def test_an_evaluation_that_fails_is_told_with_its_own_error() -> None:
+    def failing(model: nn.Module) -> float:
+        raise KeyError("labels")
+
+    with pytest.raises(InputError, match=r"^evaluate: failed on the model after: KeyError: 'labels'\.") as told:
+        run_evaluate(failing, nn.Identity(), "after")
+    assert isinstance(told.value.__cause__, KeyError)
+
+
 def test_a_long_answer_is_not_repeated() -> None:
     with pytest.raises(InputError, match="returned str for the model after"):
         run_evaluate(lambda model: "x" * 1000, nn.Identity(), "after")

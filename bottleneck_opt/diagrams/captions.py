@@ -17,9 +17,11 @@ from bottleneck_opt.diagrams.wording import (
     elide_end,
     elide_middle,
     macs_text,
+    paths_text,
     shapes_text,
     share_text,
 )
+from bottleneck_opt.graph import Cost
 
 _TITLE_LIMIT = 44
 _PATHS_LIMIT = 40
@@ -91,16 +93,6 @@ def group_title(group: Group) -> str:
     return f"{name}   {macs_text(before)} -> {macs_text(after)} ({change_text(before, after)})"
 
 
-def paths_text(paths: Sequence[str]) -> str:
-    """One path, or the first and last of several.
-
-    Example:
-        >>> paths_text(["layer3.1", "layer3.2", "layer3.3"]), paths_text(["a"]), paths_text(["a", "a"])
-        ('layer3.1 .. layer3.3', 'a', 'a')
-    """
-    return paths[0] if paths[0] == paths[-1] else f"{paths[0]} .. {paths[-1]}"
-
-
 def star_path(paths: Sequence[str]) -> str:
     """Several paths as one, with a star where they differ.
 
@@ -164,10 +156,11 @@ def _cost(box: Box) -> str:
 
 
 def _cost_left(box: Box) -> str:
-    before = sum(cost.macs for cost in box.costs_without(Change.ADDED))
-    after = sum(cost.macs for cost in box.costs)
-    params = sum(cost.params for cost in box.costs)
-    return f"{macs_text(before)} -> {macs_text(after)} | {count_text(params)} params"
+    before, after = sum(box.costs_without(Change.ADDED), Cost()), sum(box.costs, Cost())
+    return (
+        f"{macs_text(before.macs)} -> {macs_text(after.macs)} | "
+        f"{count_text(before.params)} -> {count_text(after.params)} params"
+    )
 
 
 def _cost_whole(box: Box) -> str:

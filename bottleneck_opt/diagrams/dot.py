@@ -11,7 +11,7 @@ from bottleneck_opt.diagrams.captions import Caption, caption_box, group_title
 from bottleneck_opt.diagrams.colors import BORDER, HEAT, INK, LINE, QUIET, heat_color
 from bottleneck_opt.diagrams.layout import Box, Group, Layout, Line
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.wording import ascii_text, elide_end, elide_middle
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_end, elide_middle
 
 FONT = "Arial"
 _ROOM = "&#160;"  # keeps words off the border without a margin, which would keep the tag row off it too
@@ -29,7 +29,7 @@ _SHAPE: Mapping[Change, Mapping[str, str]] = {
     Change.SAME: {"penwidth": "1"},
     Change.REMOVED: {"penwidth": "2", "style": "filled,dashed"},
     Change.ADDED: {"penwidth": "3"},
-    Change.REPLACED: {"penwidth": "2", "peripheries": "2"},
+    Change.REPLACED: {"penwidth": "3", "style": "filled,diagonals", "margin": "0.17,0.02"},  # corners cut off
 }
 _LINE: Mapping[Change, Mapping[str, str]] = {
     Change.SAME: {"weight": "4"},
@@ -91,7 +91,7 @@ def _form(box: Box) -> Mapping[str, str]:
         return {"style": "filled,rounded"}
     if box.first.unit.head.kind in ("input", "output"):
         return {"shape": "ellipse"}
-    if box.first.inserted:
+    if box.change is Change.ADDED and box.first.inserted:
         return {"shape": "hexagon"}
     return {}
 
@@ -139,6 +139,7 @@ def _heading(layout: Layout, title: str, subtitle: str) -> str:
         _row(elide_middle(ascii_text(title), _TITLE_LIMIT), bold=True, size=14),
         _row(elide_end(ascii_text(subtitle), _TITLE_LIMIT), size=11),
         _row(_counts(layout), size=10, color=QUIET),
+        _row(_loss_meaning(layout), size=9, color=QUIET),
         f"<TR><TD>{_legend()}</TD></TR>",
     ]
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(rows)}</TABLE>>'
@@ -151,6 +152,11 @@ def _counts(layout: Layout) -> str:
     changed = any(part.change is not Change.SAME for part in layout.picture.parts)
     promise = ", every change is shown" if changed else ""
     return f"showing {layout.shown} of {layout.operations} operations; {folded} folded{promise}"
+
+
+def _loss_meaning(layout: Layout) -> str:
+    rewritten = any(part.step is not None for part in layout.picture.parts)
+    return f"predicted loss: {CHANGE_MEANING}" if rewritten else ""
 
 
 def _legend() -> str:

@@ -13,6 +13,7 @@ from itertools import groupby
 from bottleneck_opt.diagrams.layout import Box, Group, Layout, all_boxes, box_parts, lay_out
 from bottleneck_opt.diagrams.likeness import Likeness
 from bottleneck_opt.diagrams.picture import Change, Part, Picture
+from bottleneck_opt.diagrams.wording import paths_text
 
 AIM = 40
 MOST_BOXES = 60
@@ -191,7 +192,7 @@ def _fold_runs(items: Iterable[Item]) -> Iterator[Item]:
         if not foldable or len(together) < _SHORTEST_RUN:
             yield from together
             continue
-        yield _one_box(f"{together[0].paths[0]} .. {together[-1].paths[-1]}", "", parts)
+        yield _one_box(paths_text([together[0].paths[0], together[-1].paths[-1]]), "", parts)
 
 
 def _open_single(items: Iterable[Item]) -> Iterator[Item]:

@@ -67,17 +67,17 @@ def _loss(steps: Sequence[Step]) -> str:
 
 
 def _rank(steps: Sequence[Step]) -> str:
-    return f"rank {rank_range(steps)} of {range_text(_ranks(step.full_ranks) for step in steps)}"
+    return f"rank {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
 
 
-def rank_range(steps: Sequence[Step]) -> str:
-    """The ranks of equal layers: one, or smallest and largest."""
-    by_size = sorted(steps, key=lambda step: step.ranks)
-    return range_text(_ranks(step.ranks) for step in (by_size[0], by_size[-1]))
+def rank_range(ranks: Sequence[tuple[int, ...]]) -> str:
+    """The ranks of equal layers: one, or smallest and largest.
 
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return "x".join(map(str, ranks))
+    Example:
+        >>> rank_range([(8, 16), (8, 16)]), rank_range([(128,), (32,), (64,)])
+        ('8x16', '32 .. 128')
+    """
+    return range_text("x".join(map(str, each)) for each in (min(ranks), max(ranks)))
 
 
 def times_tag(box: Box) -> str:

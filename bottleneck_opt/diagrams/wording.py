@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 
 _UNITS = ("", "k", "M", "G", "T", "P")
 PATH_LIMIT = 28
 TEXT_LIMIT = 400
+CHANGE_MEANING = "mean squared change of the output, as a share of the output's variance"
 
 
 def count_text(count: float) -> str:
@@ -115,6 +117,21 @@ def shapes_text(shapes: Sequence[Sequence[int | str]]) -> str:
     texts = list(dict.fromkeys(map(shape_text, shapes)))
     more = [f"{len(texts) - 2} more"] if len(texts) > 2 else []
     return " + ".join(texts[:2] + more)
+
+
+def paths_text(paths: Sequence[str]) -> str:
+    """One path, or the first and last of several, the last without the modules that both are in.
+
+    Example:
+        >>> paths_text(["layer3.1", "layer3.2", "layer3.3"]), paths_text(["a.b.c", "a.d"]), paths_text(["a", "a"])
+        ('layer3.1 .. 3', 'a.b.c .. d', 'a')
+    """
+    first, last = paths[0].split("."), paths[-1].split(".")
+    if first == last:
+        return paths[0]
+    parents = zip(first[:-1], last[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: names[0] == names[1], parents))
+    return f"{paths[0]} .. {'.'.join(last[shared:])}"
 
 
 def elide_middle(text: str, limit: int = PATH_LIMIT) -> str:

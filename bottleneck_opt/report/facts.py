@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bottleneck_opt.diagrams.wording import (
+    CHANGE_MEANING,
     change_text,
     count_text,
     elide_middle,
@@ -16,6 +17,7 @@ from bottleneck_opt.outcome import Outcome, Skipped
 from bottleneck_opt.plan import Step
 
 _INPUTS_LIMIT = 40
+_UNSTEADY = 0.2
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Number:
         before, after: Its value in words; ``before`` is empty for a number that only a pair of models has.
         change: The difference in words, or empty.
         note: Where it comes from, or empty.
+        meaning: What it measures, where the name alone does not say, or empty.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Number:
     after: str
     change: str = ""
     note: str = ""
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def headline(outcome: Outcome) -> str:
         f"{macs_text(before.macs)} -> {macs_text(after.macs)} ({change_text(before.macs, after.macs)})",
         f"{count_text(before.params)} -> {count_text(after.params)} params "
         f"({change_text(before.params, after.params)})",
-        f"output change {loss_text(outcome.verification.measured_change)}",
+        f"output change {_measured(outcome)}",
     ]
     return ", ".join(words)
 
@@ -130,6 +134,8 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
     if speed is None:
         return ()
     note = f"median of {speed.runs} calls, {speed.device}, {speed.threads} thread{'' if speed.threads == 1 else 's'}"
+    if speed.spread > _UNSTEADY:
+        note = f"unsteady machine, {note}"
     before, after = milliseconds_text(speed.before), milliseconds_text(speed.after)
     return (Number("time a call", before, after, change_text(speed.before, speed.after), note),)
 
@@ -137,11 +143,16 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
     note = f"predicted {loss_text(checked.predicted_change)}"
-    numbers = [Number("output change", "", loss_text(checked.measured_change), "", note)]
+    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING)]
     if checked.agreement is not None:
         note = f"on {checked.examples} examples"
         numbers.append(Number("same top class", "", f"{100 * checked.agreement:.1f} %", "", note))
     return tuple(numbers)
+
+
+def _measured(outcome: Outcome) -> str:
+    change = outcome.verification.measured_change
+    return "not measured" if change is None else loss_text(change)
 
 
 def _metric_number(outcome: Outcome) -> tuple[Number, ...]:

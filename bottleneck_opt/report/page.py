@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bottleneck_opt.diagrams.wording import ascii_text, count_text, macs_text, share_text, times_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, count_text, macs_text, share_text, times_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import group_skipped, headline, layers_changed, list_layers, list_numbers
 
@@ -40,6 +40,7 @@ def _context(outcome: Outcome, svg: str | None) -> dict[str, Any]:
         "outcome": outcome,
         "headline": headline(outcome),
         "numbers": list_numbers(outcome),
+        "change_meaning": CHANGE_MEANING,
         "changed": layers_changed(outcome),
         "layers": list_layers(outcome),
         "groups": group_skipped(outcome.skipped),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, share_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import SkipGroup, group_skipped, layers_changed, list_layers, list_numbers
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
@@ -20,7 +20,8 @@ def _head(outcome: Outcome) -> list[str]:
     rows = [[n.name, n.before, n.after, n.change, n.note] for n in list_numbers(outcome)]
     rows.append(["layers changed", "", layers_changed(outcome), "", _budget_words(outcome)])
     title = elide_middle(ascii_text(outcome.provenance.model), WIDTH)
-    return [title, *format_table(["", "before", "after", "change", ""], rows, right="lrrrl")]
+    table = format_table(["", "before", "after", "change", ""], rows, right="lrrrl")
+    return [title, *table, *wrap_text(f"output change and loss: {CHANGE_MEANING}", rest="  ")]
 
 
 def _budget_words(outcome: Outcome) -> str:

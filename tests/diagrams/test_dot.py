@@ -69,6 +69,20 @@ def test_a_change_is_said_in_words_by_border_and_by_shape() -> None:
     assert not re.search("NEW|REMOVED|hexagon|dashed", kept)
 
 
+def test_a_box_of_a_layer_with_its_replacements_has_a_shape_of_its_own() -> None:
+    ranks = {f"blocks.{i}.conv{1 + i % 2}": 4 + i // 2 for i in range(16)}  # neighbours differ, so all are folded
+    lines = [line for line in draw_diff(residual_outcome(ranks, blocks=16)).source.splitlines() if "[label=" in line]
+    replaced = [line for line in lines if "REPLACED" in line]
+    assert replaced
+    assert all("diagonals" in line for line in replaced)
+    assert not any("diagonals" in line for line in lines if line not in replaced)
+
+
+def test_a_picture_with_predicted_losses_says_what_they_mean() -> None:
+    assert "as a share of the output" in draw_diff(residual_outcome()).source
+    assert "as a share of the output" not in draw_model(tiny_run().traced()).source
+
+
 def test_the_picture_of_one_side_shows_only_that_side() -> None:
     outcome = residual_outcome()
     assert "NEW" not in draw_before(outcome).source

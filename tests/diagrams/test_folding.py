@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
-from bottleneck_opt.diagrams.captions import caption_box
+from bottleneck_opt.diagrams.captions import caption_box, group_title
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.layout import Group, Layout
 from bottleneck_opt.diagrams.picture import Change, Picture, picture_model
 from bottleneck_opt.diagrams.union import picture_outcome
-from tests.samples import residual_outcome, residual_run
+from tests.samples import renamed_outcome, residual_outcome, residual_run
 
 
 def groups(layout: Layout) -> list[Group]:
@@ -78,7 +80,24 @@ def test_where_much_changed_a_layer_and_its_replacements_share_a_box() -> None:
     assert caption.title == "conv 3x3 | BN | ReLU"
     assert caption.becomes == "+ conv 1x1 + conv 3x3 | BN | ReLU"
     assert caption.shape == "16x8x8 -> 4x8x8 -> 16x8x8"
-    assert caption.cost.startswith("147 kMAC -> 41.0 kMAC")
+    assert caption.cost == "147 kMAC -> 41.0 kMAC | 2.30 k -> 640 params"
+
+
+def test_the_rank_range_of_merged_layers_runs_from_smallest_to_largest() -> None:
+    outcome = residual_outcome({"blocks.0.conv1": 12, "blocks.1.conv1": 4}, blocks=2)
+    first, second = outcome.plan.steps
+    steps = (replace(first, full_ranks=(128,)), replace(second, full_ranks=(32,)))
+    layout = fold(picture_outcome(replace(outcome, plan=replace(outcome.plan, steps=steps))), aim=1, most=11)
+    (group,) = groups(layout)
+    tags = [caption_box(box, whole=1).tag for box in group.boxes()]
+    assert any("rank 4 .. 12 of 32 .. 128" in tag for tag in tags)
+
+
+def test_the_frame_around_equal_blocks_names_what_they_share_once() -> None:
+    outer = "backbone_with_a_name.its_stages"
+    outcome = renamed_outcome(residual_outcome({}, blocks=20), "blocks", outer)
+    (group,) = groups(fold(picture_outcome(outcome)))
+    assert group_title(group).startswith(f"{outer}.0 .. 19   x20")
 
 
 def test_where_almost_all_changed_a_block_is_a_box_with_a_line_for_each_change() -> None:

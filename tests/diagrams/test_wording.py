@@ -36,6 +36,20 @@ def test_everything_but_printable_ascii_becomes_an_escape(text: str) -> None:
     assert shown.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        (["inception3b.branch2", "inception3b.branch3"], "inception3b.branch2 .. branch3"),
+        (["stem", "head"], "stem .. head"),
+        (["a.b", "a"], "a.b .. a"),
+        (["a", "a.b"], "a .. a.b"),
+        (["a.b.c", "a.x.c"], "a.b.c .. x.c"),
+    ],
+)
+def test_a_range_of_paths_says_what_they_share_once_and_never_ends_in_nothing(paths: list[str], text: str) -> None:
+    assert wording.paths_text(paths) == text
+
+
 def test_two_different_texts_stay_different() -> None:
     assert wording.ascii_text("\n") != wording.ascii_text("\r")
 

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from bottleneck_opt.outcome import Speed
 from bottleneck_opt.report import report_json
 from tests.samples import residual_outcome
 
@@ -26,6 +27,23 @@ def test_what_was_not_measured_is_null() -> None:
     headline = document(verification=verification)["headline"]
     assert headline["milliseconds"] is None
     assert headline["metric"] is None
+
+
+def test_an_output_change_that_was_not_measured_is_null() -> None:
+    verification = replace(residual_outcome().verification, measured_change=None)
+    found = document(verification=verification)
+    assert found["headline"]["output_change"]["measured"] is None
+    assert found["verification"]["measured_change"] is None
+
+
+def test_how_steady_the_machine_was_is_told() -> None:
+    verification = residual_outcome().verification
+    assert (
+        document(verification=replace(verification, speed=Speed(2.0, 1.5, 30, 1, "cpu", spread=0.3)))["verification"][
+            "speed"
+        ]["spread"]
+        == 0.3
+    )
 
 
 def test_node_costs_add_up_to_the_model() -> None:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bottleneck_opt.diagrams import draw_diff, render_svg
-from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.outcome import Outcome, Speed
 from bottleneck_opt.report import render_html
 from tests.samples import renamed_outcome, residual_outcome
 
@@ -80,6 +80,38 @@ def test_the_picture_is_in_the_page_without_its_file_head() -> None:
     assert html.count("<svg") == 1
     assert "<?xml" not in html
     assert html.count("<!DOCTYPE") + html.count("<!doctype") == 1
+
+
+def test_the_picture_comes_after_the_numbers_and_before_the_tables() -> None:
+    html = render_html(residual_outcome(), render_svg(draw_diff(residual_outcome())))
+    assert html.index('class="cards"') < html.index("<svg") < html.index("A note.") < html.index("<table")
+
+
+def test_paths_in_tables_stay_on_one_line_in_a_box_that_scrolls() -> None:
+    html = render_html(residual_outcome(), None)
+    assert ".table { overflow-x: auto; }" in html
+    assert ".table th, .table td { white-space: nowrap; }" in html
+    assert html.count("<table") == html.count('<div class="table"><table')
+
+
+def test_the_page_says_what_output_change_and_predicted_loss_mean() -> None:
+    meaning = "mean squared change of the output, as a share of the output's variance"
+    text = page(residual_outcome()).text
+    assert meaning in text[: text.index("layers changed")]
+    assert f"Predicted loss: {meaning}" in text
+
+
+def test_an_output_change_that_was_not_measured_is_said_to_be_so() -> None:
+    outcome = residual_outcome()
+    seen = page(replace(outcome, verification=replace(outcome.verification, measured_change=None)))
+    assert "output change not measured" in seen.text
+
+
+def test_a_time_from_an_unsteady_machine_is_marked() -> None:
+    outcome = residual_outcome()
+    speed = Speed(2.0, 1.5, 50, 1, "cpu", spread=0.4)
+    assert "unsteady machine" in page(replace(outcome, verification=replace(outcome.verification, speed=speed))).text
+    assert "unsteady machine" not in page(outcome).text
 
 
 def test_a_missed_budget_and_missing_numbers_are_handled() -> None:

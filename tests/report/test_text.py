@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from bottleneck_opt.outcome import Speed
 from bottleneck_opt.report import render_text
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 from tests.samples import renamed_outcome, residual_outcome
@@ -38,6 +39,29 @@ def test_what_was_not_measured_is_not_mentioned() -> None:
     assert "time a call" not in text
     assert "metric" not in text
     assert "same top class" not in text
+
+
+def test_what_the_output_change_means_is_said_below_the_numbers() -> None:
+    head = render_text(residual_outcome()).split("\n\n", maxsplit=1)[0]
+    assert "mean squared change of the output, as a share of the output's variance" in head
+
+
+def test_an_output_change_that_was_not_measured_is_said_to_be_so() -> None:
+    outcome = residual_outcome()
+    text = render_text(replace(outcome, verification=replace(outcome.verification, measured_change=None)))
+    (line,) = (line for line in text.splitlines() if line.startswith("output change  "))
+    assert "not measured" in line
+    assert "predicted 1.0 %" in line
+
+
+@pytest.mark.parametrize(("spread", "unsteady"), [(0.2, False), (0.21, True)])
+def test_times_from_an_unsteady_machine_are_marked(spread: float, unsteady: bool) -> None:
+    outcome = residual_outcome()
+    speed = Speed(2.0, 1.5, 50, 1, "cpu", spread=spread)
+    text = render_text(replace(outcome, verification=replace(outcome.verification, speed=speed)))
+    (line,) = (line for line in text.splitlines() if line.startswith("time a call"))
+    assert ("unsteady machine" in line) is unsteady
+    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_an_outcome_without_any_change_says_so() -> None:

@@ -6,8 +6,20 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
+from bottleneck_opt import Result
 from tests.networks import measured
+
+
+class Small(nn.Sequential):
+    """What a reader of the README may have."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.LazyLinear(10))
+        self(torch.zeros(1, 3, 32, 32))
+
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,3 +57,16 @@ def test_files_that_the_readme_links_exist() -> None:
     links = [part.split(")")[0] for part in README.split("](")[1:]]
     assert links
     assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+
+
+def test_the_first_lines_of_the_readme_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = README.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {"MyNetwork": Small}
+    exec(lines, names)
+    result, loaded = names["result"], names["model"]
+    assert isinstance(result, Result)
+    assert isinstance(loaded, Small)
+    assert result.after.cost.macs <= 0.5 * result.before.cost.macs
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(x), result.model.eval()(x))

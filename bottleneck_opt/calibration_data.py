@@ -13,7 +13,8 @@ from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, check_has_values, noise_batches, stretch_batch
 from bottleneck_opt.tracing import check_finite
 
-TENSOR_BATCH = 8
+BATCH_VALUES = 8 * 3 * 224 * 224
+LEAST_BATCH, MOST_BATCH = 8, 64
 NOISE_MACS = 1.3e11
 LEAST_NOISE_EXAMPLES = 32
 
@@ -55,7 +56,7 @@ def read_calibration(
     """
     _check_limit(limit)
     if calibration is None:
-        larger = stretch_batch(example, min(TENSOR_BATCH, limit))
+        larger = stretch_batch(example, min(choose_batch(example.tensors()[0][:1]), limit))
         form = larger if runs(larger) else example
         batches = noise_batches(form.map(_to_cpu), examples=min(noise_examples, limit), seed=seed)
         count = sum(batch_size(batch) for batch in batches)
@@ -80,6 +81,11 @@ def _check_limit(limit: object) -> None:
         )
 
 
+def choose_batch(example: Tensor) -> int:
+    """Examples to run at once: few large ones, for the memory, and up to 64 small ones, for the speed."""
+    return max(LEAST_BATCH, min(MOST_BATCH, BATCH_VALUES // max(example.numel(), 1)))
+
+
 def choose_noise_examples(macs_per_example: float) -> int:
     """Noise is free, so as much as a few seconds of forward passes allow (about 1.3e11 multiply-adds), at least 32."""
     return int(max(LEAST_NOISE_EXAMPLES, NOISE_MACS // max(macs_per_example, 1)))
@@ -91,7 +97,7 @@ def _to_cpu(tensor: Tensor) -> Tensor:
 
 def _iterate(calibration: Any) -> Iterable[Any]:
     if isinstance(calibration, Tensor):
-        return calibration.split(TENSOR_BATCH) if calibration.dim() and len(calibration) else ()
+        return calibration.split(choose_batch(calibration[:1])) if calibration.dim() and len(calibration) else ()
     if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
         raise InputError(
             f"calibration: got {type(calibration).__name__}; expected a Tensor or an iterable of batches "

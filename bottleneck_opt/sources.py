@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -67,9 +68,16 @@ def _build_from_zoo(zoo: str, name: str) -> Any:
     except Exception as error:  # a torchvision built for another torch fails in its own ways
         raise ModelError(f"MODEL: {_why_not_imported(zoo, error)}") from error
     try:
-        return library.get_model(name, weights=None) if zoo == "torchvision" else library.create_model(name)
+        return _build_torchvision(library, name) if zoo == "torchvision" else library.create_model(name)
     except Exception as error:  # each library refuses an unknown name with its own exception
         raise ModelError(f"MODEL: {zoo} cannot build '{name}': {error}. Check the name.") from error
+
+
+def _build_torchvision(library: Any, name: str) -> Any:
+    """A torchvision model without any download: detectors and segmenters would fetch weights for their backbone."""
+    parameters = inspect.signature(library.get_model_builder(name)).parameters
+    nothing = {option: None for option in ("weights", "weights_backbone") if option in parameters}
+    return library.get_model(name, **nothing)
 
 
 def _why_not_imported(zoo: str, error: Exception) -> str:

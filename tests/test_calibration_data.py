@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from bottleneck_opt import InputError, optimize
-from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
+from bottleneck_opt.calibration_data import CalibrationData, choose_batch, choose_noise_examples, read_calibration
 from bottleneck_opt.inputs import Inputs, batch_size, read_inputs
 from tests.networks import Computes, conv, noise, seeded
 
@@ -236,6 +236,11 @@ def test_an_empty_batch_among_others_is_passed_over() -> None:
 def test_data_without_values_are_refused() -> None:
     with pytest.raises(InputError, match=r"^calibration: got Tensor 8x3x4x4 float64 on the meta device"):
         read(DATA.to("meta"))
+
+
+@pytest.mark.parametrize(("shape", "batch"), [((1, 3, 224, 224), 8), ((1, 3, 96, 96), 43), ((1, 1, 16, 16), 64)])
+def test_small_examples_run_in_larger_batches(shape: tuple[int, ...], batch: int) -> None:
+    assert choose_batch(torch.zeros(shape)) == batch
 
 
 @pytest.mark.parametrize(("macs", "examples"), [(4.1e9, 32), (1e9, 130), (0.0, 130_000_000_000)])

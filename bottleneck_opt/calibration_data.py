@@ -56,7 +56,7 @@ def read_calibration(
     """
     _check_limit(limit)
     if calibration is None:
-        larger = stretch_batch(example, min(choose_batch(example.tensors()[0][:1]), limit))
+        larger = stretch_batch(example, min(choose_batch(example.tensors()[0][:1]), limit, noise_examples))
         form = larger if runs(larger) else example
         batches = noise_batches(form.map(_to_cpu), examples=min(noise_examples, limit), seed=seed)
         count = sum(batch_size(batch) for batch in batches)

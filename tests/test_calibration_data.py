@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from bottleneck_opt import InputError, optimize
+from bottleneck_opt import InputError, calibration_data, optimize
 from bottleneck_opt.calibration_data import CalibrationData, choose_batch, choose_noise_examples, read_calibration
 from bottleneck_opt.inputs import Inputs, batch_size, read_inputs
 from tests.networks import Computes, conv, noise, seeded
@@ -52,7 +52,8 @@ def test_every_form_for_one_tensor_is_read(form: Any) -> None:
     assert not data.noise
 
 
-def test_a_tensor_is_split_along_axis_0() -> None:
+def test_a_tensor_is_split_along_axis_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_data, "MOST_BATCH", 8)
     assert [batch_size(batch) for batch in read(DATA).batches] == [8, 8, 4]
 
 
@@ -178,7 +179,7 @@ def test_a_batch_of_another_shape_or_type_is_refused(wrong: Tensor) -> None:
 def test_data_that_are_not_finite_are_refused(value: float) -> None:
     bad = DATA.clone()
     bad[3, 0, 0, :2] = value
-    with pytest.raises(InputError, match=r"^calibration batch 0: 2 of 384 values are NaN or infinite; expected finite"):
+    with pytest.raises(InputError, match=r"^calibration batch 0: 2 of 960 values are NaN or infinite; expected finite"):
         read(bad)
 
 
@@ -187,7 +188,7 @@ def test_without_data_noise_is_used_and_said() -> None:
     assert data.noise
     assert data.examples == 32
     assert data.description == "32 examples of Gaussian noise"
-    assert [batch_size(batch) for batch in data.batches] == [8, 8, 8, 8]
+    assert [batch_size(batch) for batch in data.batches] == [32]
 
 
 def test_noise_keeps_the_batch_of_models_that_need_it() -> None:
@@ -234,7 +235,7 @@ def test_an_empty_batch_among_others_is_passed_over() -> None:
 
 
 def test_data_without_values_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^calibration: got Tensor 8x3x4x4 float64 on the meta device"):
+    with pytest.raises(InputError, match=r"^calibration: got Tensor 20x3x4x4 float64 on the meta device"):
         read(DATA.to("meta"))
 
 

@@ -28,6 +28,7 @@ from bottleneck_opt.working_copy import run_on_example
 
 OUTER_LIMIT = 8192
 CURVATURE_POSITIONS = 1024
+LEAST_POSITIONS = 256
 PROBE_MACS = 2e11
 MOST_PROBES = 8
 
@@ -49,8 +50,8 @@ class Sampling:
     first_example: int = 0
 
     def positions(self, width: int, available: int) -> int:
-        """Output positions to look at in each example: at least 49, about eight samples for each of ``width``."""
-        return min(available, max(49, -(-8 * width // max(self.examples, 1))))
+        """Output positions to look at in each example: at least 256, about eight samples for each of ``width``."""
+        return min(available, max(LEAST_POSITIONS, -(-8 * width // max(self.examples, 1))))
 
 
 def choose_probes(examples: int, macs_per_example: float) -> int:

@@ -39,6 +39,12 @@ UNIT = (OutputScale(1.0, 1, 1),)
 DAMPED = 1e-7  # predictions below this are mostly the damping of the curvature
 
 
+@pytest.fixture
+def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample small pictures too, instead of looking at every position."""
+    monkeypatch.setattr(calibration, "LEAST_POSITIONS", 49)
+
+
 def batches(x: Tensor, size: int = 4) -> CalibrationData:
     return CalibrationData(tuple(Inputs((part,)) for part in x.split(size)), len(x), "noise")
 
@@ -141,12 +147,14 @@ def test_output_covariance_follows_from_that_of_the_patches() -> None:
     torch.testing.assert_close(layer.outputs.covariance(), weight @ layer.inputs.covariance() @ weight.T)
 
 
+@pytest.mark.usefixtures("few_positions")
 def test_patches_are_sampled_at_the_positions_of_the_outputs() -> None:
     sampling = Sampling(examples=10**6, probes=1, seed=0)
     layer = collect(seeded(classifier), noise(3, 3, 20, 20), "0", sampling=sampling).layers["0"]
     assert layer.inputs.count == layer.outputs.count == 3 * 49
 
 
+@pytest.mark.usefixtures("few_positions")
 def test_few_examples_are_looked_at_in_more_places() -> None:
     assert Sampling(examples=1, probes=1, seed=0).positions(100, 10**6) == 800
     assert Sampling(examples=10**6, probes=1, seed=0).positions(100, 10**6) == 49
@@ -215,12 +223,14 @@ def test_two_halves_merged_equal_the_whole() -> None:
         assert_equal(layer, merged.layers[path])
 
 
+@pytest.mark.usefixtures("few_positions")
 def test_the_first_examples_number_decides_what_is_sampled() -> None:
     whole, merged = halves(seeded(classifier), noise(16, 3, 12, 12), second_starts_at=0)
     assert not torch.allclose(whole.layers["0"].inputs.total, merged.layers["0"].inputs.total)
     assert not torch.allclose(whole.layers["0"].curvature, merged.layers["0"].curvature)
 
 
+@pytest.mark.usefixtures("few_positions")
 def test_the_same_seed_gives_the_same_statistics() -> None:
     net, x = seeded(classifier), noise(8, 3, 12, 12)
     one, two = (collect(net, x, "0", sampling=Sampling(10**6, 2, 5)).layers["0"] for _ in range(2))

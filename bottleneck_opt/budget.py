@@ -25,6 +25,7 @@ class Budget:
     Attributes:
         macs: Multiply-adds.
         params: Parameters.
+        latency, memory: Refused in this version.
 
     Example:
         >>> Budget(macs=0.5, params="10M").limits(Cost(macs=1000, params=20_000_000))

@@ -163,20 +163,6 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def compute_layer(spec: LayerSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a stock layer of this description computes, as a plain function of its weight.
-
-    Args:
-        spec: The layer.
-        x: Input ``(batch, channels, height, width)``, or ``(..., features)`` for a Linear.
-        weight: ``spec.weight_shape``.
-        bias: ``(out,)`` or None.
-    """
-    if spec.kind == LINEAR:
-        return F.linear(x, weight, bias)
-    return F.conv2d(pad_input(spec, x), weight, bias, spec.stride, 0, spec.dilation, spec.groups)
-
-
 def pad_input(spec: LayerSpec, x: Tensor) -> Tensor:
     """The input ``(batch, channels, height, width)`` with the layer's own padding applied."""
     amounts = [amount for axis in reversed(spec.padding_amounts()) for amount in axis]

@@ -5,17 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration import take_patches, take_pixels
 from bottleneck_opt.costs import price_layers
-from bottleneck_opt.layers import LayerSpec, compute_layer, describe_layer
+from bottleneck_opt.layers import LINEAR, LayerSpec, describe_layer, pad_input
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.sites import Option, Pass, Site
 from bottleneck_opt.statistics import LayerStatistics, Moments
 
 PASSES: dict[str, Pass] = {"reduce": Reduce(), "expand": Expand()}
+
+
+def compute_layer(spec: LayerSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a stock layer of this description computes, as a plain function of its weight.
+
+    Args:
+        spec: The layer.
+        x: Input ``(batch, channels, height, width)``, or ``(..., features)`` for a Linear.
+        weight: ``spec.weight_shape``.
+        bias: ``(out,)`` or None.
+    """
+    if spec.kind == LINEAR:
+        return F.linear(x, weight, bias)
+    return F.conv2d(pad_input(spec, x), weight, bias, spec.stride, 0, spec.dilation, spec.groups)
 
 
 def double_conv(i: int, o: int, kernel: int | tuple[int, int], **options: Any) -> nn.Conv2d:

@@ -23,9 +23,9 @@ from bottleneck_opt.factorization import (
     shrink,
     square_roots,
 )
-from bottleneck_opt.layers import compute_layer
 from bottleneck_opt.testing import full_rank_plan, rewrite_at_full_rank
 from tests.layer_samples import (
+    compute_layer,
     correlated,
     double_conv,
     make_site,

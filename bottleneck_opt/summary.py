@@ -39,7 +39,7 @@ def list_notes(
     """Where numbers come from, what was assumed, and what was not reached."""
     notes = [*subject.notes, *subject.traced.notes, *rewritten.notes]
     if subject.data.noise:
-        notes.append("calibrated on noise: a few real images (calibration=) keep far more accuracy")
+        notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
     notes.extend(_unfelt_notes(proposals))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")

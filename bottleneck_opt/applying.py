@@ -46,7 +46,7 @@ def apply_plan(subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weig
     """
     model = rewrite_model(subject.original, plan, weights)
     working = working_copy(model).to(model_device(subject.working))
-    calls = {step.path: len(subject.traced.structure.calls_of(step.path)) for step in plan.steps}
+    calls = {step.path: len(subject.traced.structure.calls_of(*step.names)) for step in plan.steps}
     try:
         with torch.no_grad():
             check_calls(working, plan, calls, lambda: run_on_example(working, subject.example))

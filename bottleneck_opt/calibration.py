@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from bottleneck_opt.calibration_data import CalibrationData, largest_value, place_batch
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
-from bottleneck_opt.layers import LINEAR, LayerSpec, pad_input
+from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.patches import count_positions, take_patches, take_pixels
+from bottleneck_opt.probing import Arguments, capture_operation
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale, Statistics, empty_moments
 from bottleneck_opt.working_copy import run_on_example
@@ -61,7 +63,8 @@ def choose_probes(examples: int, macs_per_example: float) -> int:
 
 def collect_statistics(
     working: nn.Module, layers: Mapping[str, LayerSpec], data: CalibrationData, sampling: Sampling, *,
-    scales: tuple[OutputScale, ...] | None = None, advance: Advance = lambda: None,
+    names: Mapping[str, Sequence[str]] | None = None, scales: tuple[OutputScale, ...] | None = None,
+    advance: Advance = lambda: None,
 ) -> Statistics:  # fmt: skip
     """Statistics of some layers over calibration data.
 
@@ -70,6 +73,7 @@ def collect_statistics(
         layers: Descriptions of the layers to watch, by module path.
         data: The batches.
         sampling: How much to look at.
+        names: All paths of a layer, where there are several: modules that share their weights are watched as one.
         scales: Output scales to use; None takes them from this data. Parts of one data set that will be merged must use
             the same.
         advance: Called twice for each batch.
@@ -81,11 +85,12 @@ def collect_statistics(
         raise ValueError("no batches to collect statistics from")
     sums = {path: _Sums(path, layer, sampling) for path, layer in layers.items()}
     batches = list(_placed(data.batches, working))
-    with _hooks(working, {path: each.watch for path, each in sums.items()}):
+    modules = {path: _find_modules(working, (names or {}).get(path, (path,))) for path in layers}
+    with _hooks(modules, {path: each.watch for path, each in sums.items()}):
         found = _walk_forward(working, batches, sums.values(), advance)
     scales = scales or found
     taps = {path: each.tap for path, each in sums.items()}
-    with _hooks(working, taps), torch.enable_grad():
+    with _hooks(modules, taps), torch.enable_grad():
         _walk_backward(working, batches, sums.values(), scales, sampling, advance)
     layers_found = {path: each.statistics() for path, each in sums.items()}
     _check_finite(layers_found, data)
@@ -107,11 +112,17 @@ def _placed(batches: Sequence[Inputs], working: nn.Module) -> Iterator[Inputs]:
     return (place_batch(batch, device=parameter.device, dtype=parameter.dtype) for batch in batches)
 
 
+def _find_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The modules of these names, each once."""
+    return list({id(module): module for module in map(model.get_submodule, names)}.values())
+
+
 @contextmanager
-def _hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def _hooks(modules: Mapping[str, Sequence[nn.Module]], hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     handles = [
-        model.get_submodule(path).register_forward_hook(hook, prepend=True, with_kwargs=True)
+        module.register_forward_hook(hook, prepend=True, with_kwargs=True)
         for path, hook in hooks.items()
+        for module in modules[path]
     ]
     try:
         yield
@@ -223,13 +234,15 @@ class _Sums:
         self._generator = _generator(self._sampling, self._path, example)
 
     def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        x, y = (args[0] if args else kwargs["input"]).detach(), output.detach()
+        layer, x, y = self._layer, (args[0] if args else kwargs["input"]).detach(), output.detach()
         positions = self._choose_positions(y)
-        self._inputs = _add_samples(self._inputs, take_patches(self._layer, x, positions))
+        if layer.subclass:
+            layer, x = _see_operation(module, args, kwargs)
+        self._inputs = _add_samples(self._inputs, take_patches(layer, x, positions))
         self._outputs = _add_samples(self._outputs, take_pixels(self._layer, y, positions))
 
     def _choose_positions(self, y: Tensor) -> Tensor:
-        available = _count_positions(self._layer, y)
+        available = count_positions(self._layer, y)
         wanted = self._sampling.positions(self._width, available)
         if wanted == available:
             return torch.arange(available)
@@ -249,7 +262,7 @@ class _Sums:
         tapped = output + self._anchor.to(output.dtype)
         if not tapped.requires_grad:  # the model runs this part under no_grad
             return output
-        available = _count_positions(self._layer, output)
+        available = count_positions(self._layer, output)
         if available > CURVATURE_POSITIONS:
             positions = torch.randperm(available, generator=self._generator)[:CURVATURE_POSITIONS].sort().values
         else:
@@ -265,6 +278,14 @@ class _Sums:
 
     def statistics(self) -> LayerStatistics:
         return LayerStatistics(self._inputs, self._outputs, self._curvature, self._probes)
+
+
+def _see_operation(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[LayerSpec, Tensor]:
+    """The convolution inside a layer that changes its input first, and that changed input."""
+    operation = capture_operation(module, Arguments(args, kwargs))
+    if operation is None:
+        raise ValueError(f"{type(module).__name__} was probed with one operation and now runs another number of them")
+    return operation.layer, operation.input.detach()
 
 
 def _add_samples(moments: Moments, samples: Tensor) -> Moments:
@@ -287,46 +308,3 @@ def _sum_products(samples: Tensor, total: Tensor) -> Tensor:
     middle = center.double().cpu()
     cross = torch.outer(total - len(samples) * middle / 2, middle)
     return products.add_(cross).add_(cross.T)
-
-
-def _count_positions(layer: LayerSpec, y: Tensor) -> int:
-    """Output positions an example; a Linear's examples are whatever axis 0 holds."""
-    if layer.kind == LINEAR:
-        return y.numel() // max(y.shape[-1] * (y.shape[0] if y.dim() > 1 else 1), 1)
-    return y.shape[-2] * y.shape[-1]
-
-
-def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
-    """Some pixels ``(batch * positions, channels)`` of ``y (batch, channels, h, w)`` or ``(batch, ..., features)``."""
-    index = positions.to(y.device)
-    if layer.kind == LINEAR:
-        rows = y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])
-        return rows.index_select(1, index).reshape(-1, y.shape[-1])
-    flat = y.reshape(-1, y.shape[-3], y.shape[-2] * y.shape[-1])
-    return flat.index_select(2, index).transpose(1, 2).reshape(-1, y.shape[-3])
-
-
-def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
-    """Some input patches ``(batch * positions, offsets * channels)``, offset-major, with the layer's own padding.
-
-    Args:
-        layer: A Conv2d or a Linear, whose patch is its input row.
-        x: Input ``(batch, channels, h, w)`` or ``(batch, ..., features)``.
-        positions: Flat output positions.
-    """
-    if layer.kind == LINEAR:
-        return take_pixels(layer, x, positions)
-    padded = pad_input(layer, x.reshape(-1, *x.shape[-3:]))
-    windows = _windows(layer, padded)  # batch, channels, out h, out w, kernel h, kernel w
-    width = windows.shape[3]
-    index = positions.to(x.device)
-    chosen = windows[:, :, index // width, index % width]
-    return chosen.permute(0, 2, 3, 4, 1).reshape(-1, layer.offsets * layer.in_channels)
-
-
-def _windows(layer: LayerSpec, padded: Tensor) -> Tensor:
-    """A view of all kernel windows."""
-    for axis in (0, 1):
-        span = layer.dilation[axis] * (layer.kernel[axis] - 1) + 1
-        padded = padded.unfold(2 + axis, span, layer.stride[axis])[..., :: layer.dilation[axis]]
-    return padded

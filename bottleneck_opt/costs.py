@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bottleneck_opt.graph import Cost
+from bottleneck_opt.kernels import to_module
 from bottleneck_opt.layers import LINEAR, LayerSpec
 
 with warnings.catch_warnings():
@@ -179,35 +181,49 @@ def _positional(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
     return [*args, *(kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
-def price_layers(layers: Sequence[LayerSpec], input_shapes: Sequence[Sequence[int]]) -> Cost:
-    """The cost of stock layers in a row over several calls.
+def price_layers(
+    layers: Sequence[LayerSpec], input_shapes: Sequence[Sequence[int]],
+    output_shapes: Sequence[Sequence[int]] | None = None,
+) -> Cost:  # fmt: skip
+    """The cost of layers in a row over several calls.
 
     Args:
         layers: First to last.
-        input_shapes: Input shape of each call, ``(batch, channels, height, width)`` or ``(..., features)``.
+        input_shapes: Input shape of each call, ``(batch, channels, *size)`` or ``(..., features)``.
+        output_shapes: Output shape of each call, for layers whose description does not tell it: those that pad their
+            input themselves, and transposed ones that are told their output's size. None computes it.
 
     Example:
         >>> price_layers([LayerSpec("linear", "Linear", 3, 4)], [(2, 3)])
         Cost(macs=24, params=16, other=0)
     """
-    macs = sum(_layer_macs(layers, shape) for shape in input_shapes)
+    outputs: Sequence[Sequence[int] | None] = output_shapes or [None] * len(input_shapes)
+    macs = sum(_layer_macs(layers, shape, output) for shape, output in zip(input_shapes, outputs, strict=True))
     return Cost(macs=macs, params=sum(layer.params for layer in layers))
 
 
-def _layer_macs(layers: Sequence[LayerSpec], shape: Sequence[int]) -> int:
+def _layer_macs(layers: Sequence[LayerSpec], shape: Sequence[int], output: Sequence[int] | None) -> int:
     if layers[0].kind == LINEAR:
         return sum(math.prod(shape[:-1]) * layer.in_channels * layer.out_channels for layer in layers)
     axes = len(layers[0].kernel)
     batch, size = math.prod(shape[: -axes - 1]), tuple(shape[-axes:])
+    carriers = [layer for layer in layers if not layer.is_pointwise]
     macs = 0
     for layer in layers:
-        out = layer.output_size(size)
-        weight = list(layer.weight_shape)
-        macs += int(
-            jit_handles.conv_flop_count([batch, layer.in_channels, *size], weight, [batch, layer.out_channels, *out])
-        )
+        known = output is not None and carriers == [layer]
+        out = tuple(output[-axes:]) if output is not None and known else layer.output_size(size)
+        macs += _convolution_macs(layer, batch, size, out)
         size = out
     return macs
+
+
+def _convolution_macs(layer: LayerSpec, batch: int, size: Sequence[int], out: Sequence[int]) -> int:
+    weight = to_module(layer, torch.empty(layer.weight_shape, device="meta")).shape
+    return int(
+        jit_handles.conv_flop_count(
+            [batch, layer.in_channels, *size], list(weight), [batch, layer.out_channels, *out], layer.transposed
+        )
+    )
 
 
 def add_costs(operations: Sequence[Operation]) -> Cost:

@@ -40,6 +40,12 @@ class ExpandFit:
     _basis: Tensor
     _lower: Tensor
 
+    def projection(self, rank: int) -> Tensor:
+        """``second first = P W``: the matrix ``P (out, out)`` that keeps this rank."""
+        basis = self._basis[:, :rank]
+        second: Tensor = torch.linalg.solve_triangular(self._lower.T, basis, upper=True)
+        return second @ basis.T @ self._lower.T
+
     def factors(self, rank: int, weight: Tensor) -> Factors:
         """``first (rank, width)`` and ``second (out, rank)`` for the weight ``(out, width)``, balanced."""
         basis = self._basis[:, :rank]

@@ -83,9 +83,9 @@ class ModelGraph:
         """The node of that name. Raises KeyError when there is none."""
         return {node.name: node for node in self.nodes}[name]
 
-    def calls_of(self, path: str) -> tuple[Node, ...]:
-        """The calls of the module at a path, in order."""
-        return tuple(node for node in self.nodes if node.kind == "module" and node.path == path)
+    def calls_of(self, *paths: str) -> tuple[Node, ...]:
+        """The calls of the modules at these paths, in order."""
+        return tuple(node for node in self.nodes if node.kind == "module" and node.path in paths)
 
     def networkx(self) -> nx.DiGraph[str]:
         """A new directed graph over node names; each carries its :class:`Node` as ``node``.

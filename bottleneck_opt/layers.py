@@ -1,32 +1,38 @@
-"""Descriptions of stock layers, and the module that stands in for a convolution that was split into several."""
+"""Descriptions of stock layers, enough to build, price and print them."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-CONVOLUTION = "Conv2d"
 LINEAR = "Linear"
+_AXES = {
+    LINEAR: 0, "Conv1d": 1, "Conv2d": 2, "Conv3d": 3,
+    "ConvTranspose1d": 1, "ConvTranspose2d": 2, "ConvTranspose3d": 3,
+}  # fmt: skip
+_STOCK = {getattr(nn, kind) for kind in _AXES}
 _RESERVED = frozenset(dir(nn.Sequential()))
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One stock layer without its weights, enough to build, price and print it.
+    """One layer without its weights.
 
     Attributes:
         name: The layer's name inside the module that holds it (``reduce``, ``conv``, ``expand``).
-        kind: ``Conv2d`` or ``Linear`` (a Linear is the 1x1 it computes: empty kernel, features as channels).
+        kind: ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose1d``, ... or ``Linear`` (the 1x1 it computes: empty
+            kernel, features as channels).
         padding: One number an axis, or ``same`` / ``valid`` as torch spells them.
+        output_padding: One number an axis for transposed convolutions, empty for all others.
+        subclass: Qualified name of the class where it is not torch's own: its forward may pad or change its input, so
+            sizes cannot be told from the description.
     """
 
     name: str
@@ -40,6 +46,8 @@ class LayerSpec:
     groups: int = 1
     bias: bool = True
     padding_mode: str = "zeros"
+    output_padding: tuple[int, ...] = ()
+    subclass: str = ""
 
     @property
     def offsets(self) -> int:
@@ -47,8 +55,24 @@ class LayerSpec:
         return math.prod(self.kernel)
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.kind.startswith("ConvTranspose")
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it mixes channels only: a Linear, or a 1x1 convolution that moves and drops nothing."""
+        moves = {*self.stride, *(1 + amount for axis in self.padding_amounts() for amount in axis)}
+        return self.offsets == 1 and moves <= {1} and not any(self.output_padding) and not self.subclass
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each input channel has kernels of its own."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight: ``(out, in / groups, *kernel)``."""
+        """Shape of the weight as a plain convolution: ``(out, in / groups, *kernel)``, also for transposed ones."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
@@ -58,21 +82,24 @@ class LayerSpec:
 
     @property
     def label(self) -> str:
-        """Short human name: ``conv 3x3/2``, ``linear``."""
+        """Short human name: ``conv 3x3/2``, ``transposed conv 4x4/2``, ``linear``."""
         if self.kind == LINEAR:
             return "linear"
         stride = "" if set(self.stride) == {1} else "/" + "x".join(map(str, dict.fromkeys(self.stride)))
-        return "conv " + "x".join(map(str, self.kernel)) + stride
+        kernel = "x".join(map(str, self.kernel))
+        return f"{'transposed ' if self.transposed else ''}conv {kernel}{stride}"
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial output size for a spatial input size (``size`` unchanged for a Linear)."""
         if self.kind == LINEAR:
             return tuple(size)
+        spans = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
+        padded = [before + after for before, after in self.padding_amounts()]
+        if self.transposed:
+            grown = zip(size, self.stride, padded, spans, self.output_padding, strict=True)
+            return tuple((n - 1) * s - p + span + extra + 1 for n, s, p, span, extra in grown)
         return tuple(
-            (n + before + after - d * (k - 1) - 1) // s + 1
-            for n, (before, after), k, s, d in zip(
-                size, self.padding_amounts(), self.kernel, self.stride, self.dilation, strict=True
-            )
+            (n + p - span - 1) // s + 1 for n, p, span, s in zip(size, padded, spans, self.stride, strict=True)
         )
 
     def padding_amounts(self) -> tuple[tuple[int, int], ...]:
@@ -94,17 +121,18 @@ class LayerSpec:
         return replace(self, name=name, **changes)
 
     def pointwise(self, name: str, in_channels: int, out_channels: int, *, bias: bool) -> LayerSpec:
-        """A 1x1 layer of the same kind with stride 1 and no padding."""
+        """A 1x1 layer for the same number of axes and groups, with stride 1 and no padding."""
         ones = tuple(1 for _ in self.kernel)
         zeros = tuple(0 for _ in self.kernel)
-        return LayerSpec(name, self.kind, in_channels, out_channels, ones, ones, zeros, ones, bias=bias)
+        kind = self.kind.replace("Transpose", "")
+        return LayerSpec(name, kind, in_channels, out_channels, ones, ones, zeros, ones, self.groups, bias)
 
 
 def find_fault(spec: LayerSpec) -> str:
     """Why a layer of this description cannot be built, in words; empty when it can."""
-    axes = {CONVOLUTION: 2, LINEAR: 0}.get(spec.kind)
+    axes = _AXES.get(spec.kind)
     if axes is None:
-        return f"kind {spec.kind!r} is neither {CONVOLUTION} nor {LINEAR}"
+        return f"kind {spec.kind!r} is none of {', '.join(_AXES)}"
     padding = tuple(0 for _ in spec.kernel) if spec.padding in ("same", "valid") else spec.padding
     lowest = min(spec.in_channels, spec.out_channels, spec.groups, *spec.kernel, *spec.stride, *spec.dilation)
     if lowest < 1:
@@ -114,7 +142,15 @@ def find_fault(spec: LayerSpec) -> str:
     if isinstance(padding, str) or min(padding, default=0) < 0 or spec.padding_mode not in _PADDING_MODES:
         return f"padding {spec.padding!r} of mode {spec.padding_mode!r} is not known"
     divided = spec.in_channels % spec.groups == spec.out_channels % spec.groups == 0
-    return "" if divided else f"its channels are no multiples of {spec.groups} groups"
+    return _find_transposed_fault(spec, axes) if divided else f"its channels are no multiples of {spec.groups} groups"
+
+
+def _find_transposed_fault(spec: LayerSpec, axes: int) -> str:
+    if len(spec.output_padding) != (axes if spec.transposed else 0) or min(spec.output_padding, default=0) < 0:
+        return f"output padding {spec.output_padding} does not fit a {spec.kind}"
+    if spec.transposed and (spec.padding_mode != "zeros" or isinstance(spec.padding, str)):
+        return "a transposed convolution pads with zeros, by numbers"
+    return ""
 
 
 def are_child_names(names: Sequence[str]) -> bool:
@@ -128,16 +164,42 @@ def are_child_names(names: Sequence[str]) -> bool:
     return free and len(set(names)) == len(names)
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution or a Linear of any kind, torch's own class or one made from it."""
+    return isinstance(module, _ConvNd | nn.Linear)
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether a module is exactly one of torch's own convolutions or Linears."""
+    return type(module) in _STOCK
+
+
+def class_name(module: nn.Module) -> str:
+    """Qualified name of a module's class."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def describe_layer(module: nn.Module, name: str = "conv") -> LayerSpec | None:
-    """The description of a Conv2d or Linear module, or None for any other kind of module."""
+    """The description of a convolution or Linear module, or None for any other kind of module.
+
+    Example:
+        >>> describe_layer(nn.ConvTranspose1d(8, 4, 4, stride=2)).label
+        'transposed conv 4/2'
+    """
+    subclass = "" if is_stock(module) else class_name(module)
     if isinstance(module, nn.Linear):
-        return LayerSpec(name, LINEAR, module.in_features, module.out_features, bias=module.bias is not None)
-    if not isinstance(module, nn.Conv2d):
+        return LayerSpec(
+            name, LINEAR, module.in_features, module.out_features, bias=module.bias is not None, subclass=subclass
+        )
+    if not isinstance(module, _ConvNd):
         return None
+    transposed = isinstance(module, _ConvTransposeNd)
     padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
     return LayerSpec(
-        name, CONVOLUTION, module.in_channels, module.out_channels, tuple(module.kernel_size), tuple(module.stride),
-        padding, tuple(module.dilation), module.groups, module.bias is not None, module.padding_mode,
+        name, f"Conv{'Transpose' if transposed else ''}{len(module.kernel_size)}d", module.in_channels,
+        module.out_channels, tuple(module.kernel_size), tuple(module.stride), padding, tuple(module.dilation),
+        module.groups, module.bias is not None, module.padding_mode,
+        tuple(module.output_padding) if transposed else (), subclass,
     )  # fmt: skip
 
 
@@ -151,74 +213,21 @@ def build_layer(spec: LayerSpec, *, device: torch.device, dtype: torch.dtype) ->
 def _build_layer(spec: LayerSpec) -> nn.Module:
     if spec.kind == LINEAR:
         return nn.Linear(spec.in_channels, spec.out_channels, bias=spec.bias)
-    return nn.Conv2d(
-        spec.in_channels, spec.out_channels, _pair(spec.kernel), stride=_pair(spec.stride),
-        padding=spec.padding if isinstance(spec.padding, str) else _pair(spec.padding), dilation=_pair(spec.dilation),
-        groups=spec.groups, bias=spec.bias, padding_mode=spec.padding_mode,  # type: ignore[arg-type]  # read from a module or checked on reading
+    options = {"output_padding": spec.output_padding} if spec.transposed else {}
+    built: nn.Module = getattr(nn, spec.kind)(
+        spec.in_channels, spec.out_channels, spec.kernel, stride=spec.stride, padding=spec.padding,
+        dilation=spec.dilation, groups=spec.groups, bias=spec.bias, padding_mode=spec.padding_mode, **options,
     )  # fmt: skip
+    return built
 
 
-def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
-    height, width = sizes
-    return height, width
-
-
-def pad_input(spec: LayerSpec, x: Tensor) -> Tensor:
-    """The input ``(batch, channels, height, width)`` with the layer's own padding applied."""
-    amounts = [amount for axis in reversed(spec.padding_amounts()) for amount in axis]
-    if not any(amounts):
-        return x
-    return F.pad(x, amounts, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
-
-
-class Factored(nn.Sequential):
-    """Stock layers in a row that stand where one convolution or Linear stood.
-
-    Code that asked the old layer for its stride or its weight finds them here too: everything the old layer would
-    have answered about its shape is answered, and ``weight`` is the kernel that the factors multiply out to.
-
-    Example:
-        >>> spec = LayerSpec("conv", "Linear", 4, 6)
-        >>> parts = [spec.pointwise("conv", 4, 2, bias=False), spec.pointwise("expand", 2, 6, bias=True)]
-        >>> layer = Factored(spec, OrderedDict((p.name, nn.Linear(p.in_channels, p.out_channels)) for p in parts))
-        >>> tuple(layer.weight.shape), layer.out_features
-        ((6, 4), 6)
-    """
-
-    def __init__(self, replaced: LayerSpec, layers: OrderedDict[str, nn.Module]) -> None:
-        super().__init__(layers)
-        self._replaced = replaced
-        for name, value in _shape_attributes(replaced).items():
-            setattr(self, name, value)
-
-    @property
-    def weight(self) -> Tensor:
-        """The merged kernel ``(out, in, *kernel)``: computed anew at each reading, so it follows the factors."""
-        kernels: list[Tensor] = [layer.get_parameter("weight") for layer in self.children()]
-        return functools.reduce(_merge_kernels, kernels)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the last factor; the others have none."""
-        return self[-1].bias  # type: ignore[return-value]  # torch types every attribute as Tensor | Module
-
-    def extra_repr(self) -> str:
-        """What it stands for, shown when the model is printed."""
-        return f"in place of {self._replaced.label}, {self._replaced.in_channels} -> {self._replaced.out_channels}"
-
-
-def _merge_kernels(first: Tensor, second: Tensor) -> Tensor:
-    """The kernel of two layers in a row of which at least one is 1x1 (or a Linear)."""
-    if math.prod(second.shape[2:]) == 1:
-        return torch.einsum("or,ri...->oi...", second.flatten(1), first)
-    return torch.einsum("or...,ri->oi...", second, first.flatten(1))
-
-
-def _shape_attributes(spec: LayerSpec) -> dict[str, Any]:
+def shape_attributes(spec: LayerSpec) -> dict[str, Any]:
+    """What a layer of this description answers about its shape, by attribute name."""
     if spec.kind == LINEAR:
         return {"in_features": spec.in_channels, "out_features": spec.out_channels}
     return {
         "in_channels": spec.in_channels, "out_channels": spec.out_channels, "kernel_size": spec.kernel,
         "stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation, "groups": spec.groups,
-        "padding_mode": spec.padding_mode, "transposed": False, "output_padding": tuple(0 for _ in spec.kernel),
+        "padding_mode": spec.padding_mode, "transposed": spec.transposed,
+        "output_padding": spec.output_padding or tuple(0 for _ in spec.kernel),
     }  # fmt: skip

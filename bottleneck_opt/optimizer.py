@@ -141,7 +141,10 @@ def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
     macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
     sampling = Sampling(subject.data.examples, choose_probes(subject.data.examples, macs), seed)
     with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
-        return collect_statistics(subject.working, subject.candidates.layers, subject.data, sampling, advance=advance)
+        return collect_statistics(
+            subject.working, subject.candidates.layers, subject.data, sampling,
+            names=subject.candidates.names, advance=advance,
+        )  # fmt: skip
 
 
 def _propose(

@@ -12,7 +12,8 @@ from bottleneck_opt.errors import FileError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 knew fewer kinds of layers; what it says means the same
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ def _reader() -> TypeAdapter[Plan]:
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.format != FORMAT:
+    if plan.format not in READABLE:
         raise FileError(
-            f"the plan has format {plan.format}, this version reads format {FORMAT}. "
+            f"the plan has format {plan.format}, this version reads formats {' and '.join(map(str, READABLE))}. "
             "Load it with the version that wrote it, or run optimize again."
         )
     for step in plan.steps:
@@ -116,6 +117,8 @@ def _check_layers(step: Step) -> None:
     faults = [fault for layer in (step.original, *step.layers) if (fault := find_fault(layer))]
     if not are_child_names(names):
         faults.append(f"layer names {names} are not distinct names that torch.nn.Sequential leaves free")
+    if any(layer.subclass not in ("", step.original.subclass) for layer in step.layers):
+        faults.append(f"a layer is of another class than '{step.original.subclass}'")
     if faults:
         raise FileError(
             f"the plan's layers for '{step.path}' cannot be built: {faults[0]}. "

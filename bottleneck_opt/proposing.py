@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bottleneck_opt.costs import price_layers
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Traced
-from bottleneck_opt.layers import CONVOLUTION, LINEAR, LayerSpec, are_child_names
+from bottleneck_opt.kernels import to_plain
+from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
 from bottleneck_opt.plan import Step
+from bottleneck_opt.probing import Probe
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sites import Option, Pass, Site, Skip
 from bottleneck_opt.statistics import Statistics
 
-_DEAD = 1e-12
+_KEEP = "expected site.layer.named(...) with 1x1 layers where site.mixable_input and site.mixable_output allow them."
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,50 @@ def make_sites(
     taken for free.
     """
     fallback = _median_curvature(statistics)
-    sites = []
+    made = []
     for path, layer in candidates.layers.items():
-        module = working.get_submodule(path)
-        weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
-        calls = traced.structure.calls_of(path)
-        shapes = tuple(call.input_shapes[0] for call in calls)
-        sites.append(
+        calls = traced.structure.calls_of(*candidates.names[path])
+        inputs, outputs = (tuple(call.input_shapes[0] for call in calls), tuple(c.output_shapes[0] for c in calls))
+        kernel, bias = read_weights(working.get_submodule(path), layer, candidates.probes.get(path))
+        probe = candidates.probes.get(path)
+        made.append(
             Site(
                 path=path,
                 names=candidates.names[path],
                 layer=layer,
-                weight=weight.detach().double().cpu(),
-                bias=None if bias is None else bias.detach().double().cpu(),
-                input_shapes=shapes,
-                cost=price_layers([layer], shapes),
+                weight=kernel,
+                bias=bias,
+                input_shapes=inputs,
+                cost=price_layers([layer], inputs, outputs),
                 statistics=statistics.layers[path],
                 examples=statistics.examples,
                 fallback_curvature=fallback,
                 shrinkage=shrinkage,
+                output_shapes=outputs,
+                mixable_input=probe is None or probe.mixable_input,
+                mixable_output=probe is None or probe.mixable_output,
+                original=_describe_original(working.get_submodule(path), layer),
             )
         )
-    return sites
+    return made
+
+
+def read_weights(module: nn.Module, layer: LayerSpec, probe: Probe | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's plain kernel and bias, float64 on the CPU."""
+    if probe is not None:
+        kernel, bias = probe.kernel, probe.bias
+    else:
+        kernel, bias = to_plain(layer, module.get_parameter("weight")), module._parameters.get("bias")
+    return _exact(kernel), None if bias is None else _exact(bias)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().cpu()
+
+
+def _describe_original(module: nn.Module, layer: LayerSpec) -> LayerSpec:
+    """The module that stands there: for one of the user's own class, what it computes under that class's name."""
+    return describe_layer(module) or layer.named(layer.name, subclass=class_name(module))
 
 
 def _median_curvature(statistics: Statistics) -> float:
@@ -174,14 +198,14 @@ def make_step(site: Site, chosen: Priced) -> Step:
     option = chosen.option
     return Step(
         path=site.path, names=site.names, pass_name=chosen.pass_name, form=option.form, ranks=option.ranks,
-        full_ranks=option.full_ranks, original=site.layer, layers=option.layers, before=site.cost, after=chosen.cost,
-        predicted_loss=option.predicted_loss,
+        full_ranks=option.full_ranks, original=site.original or site.layer, layers=option.layers, before=site.cost,
+        after=chosen.cost, predicted_loss=option.predicted_loss,
     )  # fmt: skip
 
 
 def _price(name: str, option: Option, site: Site) -> Priced:
     check_option(name, option, site)
-    return Priced(name, option, price_layers(option.layers, site.input_shapes))
+    return Priced(name, option, price_layers(option.layers, site.input_shapes, site.output_shapes or None))
 
 
 def check_option(name: str, option: Option, site: Site) -> None:
@@ -192,8 +216,9 @@ def check_option(name: str, option: Option, site: Site) -> None:
         raise PassError(
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
         )
-    if any(layer.kind not in (CONVOLUTION, LINEAR) for layer in option.layers):
-        raise PassError(f"{where}: got kinds {[layer.kind for layer in option.layers]}; expected Conv2d or Linear.")
+    fault = next((fault for layer in option.layers if (fault := find_fault(layer))), "")
+    if fault:
+        raise PassError(f"{where}: got layers that cannot be built: {fault}. Describe layers that torch.nn has.")
     widths = [layer.in_channels for layer in option.layers] + [option.layers[-1].out_channels]
     expected = [site.layer.in_channels, *(layer.out_channels for layer in option.layers)]
     expected[-1] = site.layer.out_channels
@@ -201,7 +226,21 @@ def check_option(name: str, option: Option, site: Site) -> None:
         raise PassError(f"{where}: got channel widths {widths}; expected {expected}. Make the layers fit each other.")
     if not option.predicted_loss >= 0:
         raise PassError(f"{where}: got predicted loss {option.predicted_loss}; expected a finite number of at least 0.")
-    _check_sizes(where, option.layers, site)
+    if site.layer.subclass:
+        _check_kept(where, option.layers, site)
+    else:
+        _check_sizes(where, option.layers, site)
+
+
+def _check_kept(where: str, layers: Sequence[LayerSpec], site: Site) -> None:
+    """A layer whose own forward is kept may only get 1x1 layers around it, on the sides where they can stand."""
+    places = [index for index, layer in enumerate(layers) if layer.subclass == site.layer.subclass]
+    others = [layer for layer in layers if not layer.subclass]
+    around = len(places) == 1 and len(others) == len(layers) - 1 and all(layer.is_pointwise for layer in others)
+    if not around or (places[0] > 0 and not site.mixable_input):
+        raise PassError(f"{where}: got layers that do not keep {site.layer.subclass}; {_KEEP}")
+    if places[0] < len(layers) - 1 and not site.mixable_output:
+        raise PassError(f"{where}: got a layer after {site.layer.subclass}, whose output cannot be mixed; {_KEEP}")
 
 
 def _check_sizes(where: str, layers: Sequence[LayerSpec], site: Site) -> None:

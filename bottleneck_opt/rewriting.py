@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -9,13 +10,20 @@ from dataclasses import fields
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bottleneck_opt.errors import RewriteError
-from bottleneck_opt.layers import Factored, LayerSpec, build_layer, describe_layer
+from bottleneck_opt.factored import Factored
+from bottleneck_opt.kernels import to_module
+from bottleneck_opt.layers import LayerSpec, build_layer, class_name, describe_layer
 from bottleneck_opt.plan import Plan, Step
+from bottleneck_opt.probing import rebuild_kept
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.working_copy import copy_model
 
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)  # they compute the old layer's weight before each call
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_is_full_backward_hook", "_backward_pre_hooks",
@@ -65,6 +73,8 @@ def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
     if module is None:
         raise RewriteError(f"the plan rewrites '{name}', which this model does not have. {advice}")
     found, wanted = describe_layer(module, step.original.name), step.original
+    if found is None and wanted.subclass == class_name(module):
+        return  # a module of the user's own that computes this layer: its class is all that can be compared
     if found is None:
         got, expected = type(module).__name__, f"{wanted.label} {wanted.in_channels} -> {wanted.out_channels}"
         raise RewriteError(f"the plan rewrites '{name}': got {got}; expected {expected}. {advice}")
@@ -77,45 +87,75 @@ def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
 
 def replace_layer(model: nn.Module, step: Step, weights: Sequence[Weights]) -> None:
     """Put the step's layers at every name of its layer. ``model`` is changed: it must be a copy."""
-    old = model.get_submodule(step.path)
-    new = _build_replacement(old, step, weights)
-    for name in step.names:
+    put_module(model, step.names, build_replacement(model.get_submodule(step.path), step, weights))
+
+
+def put_module(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
+    """Put a module at some paths. ``model`` is changed: it must be a copy."""
+    for name in names:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        setattr(model.get_submodule(parent), child, module)
 
 
-def _build_replacement(old: nn.Module, step: Step, weights: Sequence[Weights]) -> Factored:
-    like = old.get_parameter("weight")
+def build_replacement(old: nn.Module, step: Step, weights: Sequence[Weights]) -> Factored:
+    """The module that takes the place of ``old``, which is not changed."""
+    like = next(old.parameters())
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for spec, values in zip(step.layers, weights, strict=True):
-        layer = build_layer(spec, device=like.device, dtype=like.dtype)
-        _fill(layer, values, like)
-        layers[spec.name] = layer
-    new = Factored(step.original, layers).train(old.training)
+        _check_shapes(spec, values)
+        layers[spec.name] = _build_filled(old, spec, values, like)
+    new = Factored(step.original, layers, core=find_core(step.layers)).train(old.training)
     for name in _HOOKS:
-        setattr(new, name, getattr(old, name))
+        setattr(new, name, copy.copy(getattr(old, name)))  # the old module may live on and get hooks of its own
+    new._forward_pre_hooks = OrderedDict(
+        (key, hook) for key, hook in old._forward_pre_hooks.items() if not isinstance(hook, _WEIGHT_HOOKS)
+    )
     return new
 
 
-def _fill(layer: nn.Module, values: Weights, like: Tensor) -> None:
+def find_core(layers: Sequence[LayerSpec]) -> int:
+    """Index of the layer that carries the kernel: the first that does more than mix channels."""
+    return next((index for index, layer in enumerate(layers) if not layer.is_pointwise), 0)
+
+
+def _check_shapes(spec: LayerSpec, values: Weights) -> None:
+    wanted = {"weight": spec.weight_shape, "bias": (spec.out_channels,)}
     for name, value in (("weight", values.weight), ("bias", values.bias)):
-        parameter = layer._parameters.get(name)
-        if parameter is None:
+        if name == "bias" and not spec.bias:
             continue
-        if value is None or value.shape != parameter.shape:
+        if value is None or value.shape != wanted[name]:
             got = None if value is None else tuple(value.shape)
             raise RewriteError(
-                f"{name} of {layer}: got values of shape {got}; expected {tuple(parameter.shape)}. Mend the pass."
+                f"{name} of '{spec.name}' ({spec.label}): got values of shape {got}; expected {wanted[name]}. "
+                "Mend the pass."
             )
-        last = value.dim() == 4 and is_channels_last(like)
-        layout = torch.channels_last if last else torch.contiguous_format
-        filled = value.to(like.device, like.dtype).clone(memory_format=layout)
-        setattr(layer, name, nn.Parameter(filled, requires_grad=like.requires_grad))
+
+
+def _build_filled(old: nn.Module, spec: LayerSpec, values: Weights, like: Tensor) -> nn.Module:
+    """One of the new layers with its weights, laid out in memory as the old layer's."""
+    bias = values.bias if spec.bias else None
+    if spec.subclass:
+        layer = rebuild_kept(old, spec, values.weight.to(like), None if bias is None else bias.to(like))
+    else:
+        layer = build_layer(spec, device=like.device, dtype=like.dtype)
+    for name, value in (("weight", to_module(spec, values.weight)), ("bias", bias)):
+        if value is not None:
+            layout = choose_layout(value, channels_last=is_channels_last(like))
+            filled = value.to(like.device, like.dtype).clone(memory_format=layout)
+            setattr(layer, name, nn.Parameter(filled, requires_grad=like.requires_grad))
+    return layer
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether a tensor lies in memory with its channels last, and not in the usual order too (as 1x1 kernels do)."""
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    layout = choose_layout(tensor, channels_last=True)
+    return tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous()
+
+
+def choose_layout(tensor: Tensor, *, channels_last: bool) -> torch.memory_format:
+    """The memory format with channels last for the tensor's number of axes, or the usual one."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    return formats.get(tensor.dim(), torch.contiguous_format)
 
 
 def rewrite_graph(graph: torch.fx.Graph, plan: Plan) -> torch.fx.Graph:
@@ -140,8 +180,11 @@ def _chain(graph: torch.fx.Graph, call: torch.fx.Node, step: Step) -> torch.fx.N
     """Replace the copied call, the newest node, by calls of the step's layers."""
     source = call.args[0] if call.args else call.kwargs["input"]
     last = source
-    for spec in step.layers:
-        last = graph.call_module(f"{step.path}.{spec.name}", (last,))
+    core = find_core(step.layers)
+    for index, spec in enumerate(step.layers):
+        more, options = (call.args[1:], call.kwargs) if index == core else ((), {})
+        options = {name: value for name, value in options.items() if name != "input"}
+        last = graph.call_module(f"{step.path}.{spec.name}", (last, *more), options)
         last.meta = {**call.meta, "path": f"{step.path}.{spec.name}"}
     graph.erase_node(call)
     assert isinstance(last, torch.fx.Node)

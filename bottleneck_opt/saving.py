@@ -20,7 +20,7 @@ from bottleneck_opt.files import as_path, folder_written_whole, read_bytes
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.report import render_html, report_json
-from bottleneck_opt.rewriting import is_channels_last, rewrite_structure
+from bottleneck_opt.rewriting import choose_layout, is_channels_last, rewrite_structure
 from bottleneck_opt.working_copy import unwrap_model
 
 FORMAT = 1
@@ -162,8 +162,8 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 def _lay_out(model: nn.Module, channels_last: Sequence[str]) -> None:
     """Put the tensors into memory as the saved ones were: their order decides the order of additions."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.dim() == 4:
-            turned = torch.channels_last if name in channels_last else torch.contiguous_format
+        if tensor.dim() in (4, 5):
+            turned = choose_layout(tensor, channels_last=name in channels_last)
             tensor.data = tensor.data.contiguous(memory_format=turned)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from bottleneck_opt.factorization import choose_shrinkage, damp, loss_of, shrink
 from bottleneck_opt.graph import Cost
+from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.statistics import LayerStatistics
 
@@ -18,11 +20,14 @@ from bottleneck_opt.statistics import LayerStatistics
 class Site:
     """One convolution or Linear, read-only: all a pass may look at.
 
+    A grouped layer is split (:meth:`split`) and each group fitted by itself, all at one rank.
+
     Attributes:
         path: Module path.
         names: Every path the same module is reachable by, ``path`` first.
-        layer: Its description.
-        weight: ``(out, in, *kernel)``, float64.
+        layer: What it computes.
+        weight: Its weight as a plain convolution's kernel ``(out, in / groups, *kernel)``, float64; a transposed
+            layer's is turned round (:mod:`bottleneck_opt.kernels`).
         bias: ``(out,)``, float64, or None.
         input_shapes: Input shape of each call, batch axis included.
         cost: Its cost over all calls.
@@ -30,6 +35,11 @@ class Site:
         examples: Calibration examples behind the statistics.
         fallback_curvature: Curvature of an output channel to assume where no gradient arrived.
         shrinkage: Pull of the covariance towards the identity; None lets the number of examples decide.
+        output_shapes: Output shape of each call; empty when they are what ``layer`` makes of the input shapes.
+        mixable_input, mixable_output: Whether a 1x1 may stand before the layer, and after it. False for a
+            subclass whose forward does more with its input or output than a convolution.
+        original: The module that stands there, where that is not what it computes (a weight-normalised layer computes
+            a plain one); None when it is.
     """
 
     path: str
@@ -43,16 +53,37 @@ class Site:
     examples: int
     fallback_curvature: float = 1.0
     shrinkage: float | None = None
+    output_shapes: tuple[tuple[int, ...], ...] = ()
+    mixable_input: bool = True
+    mixable_output: bool = True
+    original: LayerSpec | None = None
 
     @property
     def offset_weight(self) -> Tensor:
-        """The weight as ``(out, offsets, in)``."""
-        return self.weight.flatten(2).transpose(1, 2).contiguous() if self.weight.dim() > 2 else self.weight[:, None]
+        """The weight as ``(out, offsets, in)``, zero between groups."""
+        full = spread_groups(self.weight, self.layer.groups)
+        return full.flatten(2).transpose(1, 2).contiguous() if full.dim() > 2 else full[:, None]
 
     @property
     def flat_weight(self) -> Tensor:
         """The weight as ``(out, offsets * in)``, offset-major, the order of the patches."""
         return self.offset_weight.flatten(1)
+
+    def split(self) -> tuple[Site, ...]:
+        """One site for each group, with that group's part of weight and statistics; itself without groups."""
+        count = self.layer.groups
+        return (self,) if count == 1 else tuple(self._take_group(group) for group in range(count))
+
+    def _take_group(self, group: int) -> Site:
+        layer = self.layer
+        width, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        rows = slice(group * out, (group + 1) * out)
+        channels = torch.arange(group * width, (group + 1) * width)
+        entries = (torch.arange(layer.offsets)[:, None] * layer.in_channels + channels).flatten()
+        part = layer.named(layer.name, in_channels=width, out_channels=out, groups=1)
+        bias = None if self.bias is None else self.bias[rows]
+        statistics = self.statistics.take(entries, torch.arange(rows.start, rows.stop))
+        return replace(self, layer=part, weight=self.weight[rows], bias=bias, statistics=statistics)
 
     @property
     def has_gradient(self) -> bool:
@@ -88,6 +119,11 @@ class Site:
         """
         return loss_of(self.flat_weight, approximation, self.covariance(), self.curvature())
 
+    def predict_loss_of_projection(self, projection: Tensor) -> float:
+        """The same for ``W~ = P W`` with ``P (out, out)``: found from the outputs, without the inputs' covariance."""
+        dropped = torch.eye(len(projection), dtype=projection.dtype) - projection
+        return loss_of(dropped, torch.zeros_like(dropped), self.output_covariance(), self.curvature())
+
     def corrected_bias(self, approximation: Tensor) -> Tensor:
         """``b + (W - W~) m (out,)``: the bias that keeps the mean output, the exact optimum over b.
 
@@ -100,7 +136,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Weights:
-    """Values for one layer: ``weight`` of the layer's shape, ``bias (out,)`` or None."""
+    """Values for one layer: ``weight`` of ``LayerSpec.weight_shape`` (a plain kernel), ``bias (out,)`` or None."""
 
     weight: Tensor
     bias: Tensor | None = None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bottleneck_opt.layers import LayerSpec
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -35,6 +37,13 @@ class Moments:
         """Mean variance of an entry: the trace of the covariance over ``d``."""
         spread = self.squares / max(self.count, 1) - float(self.mean.square().sum())
         return max(spread, 0.0) / max(len(self.total), 1)
+
+    def take(self, entries: Tensor) -> Moments:
+        """The sums over some entries of the samples only; ``entries`` holds their numbers."""
+        outer = None if self.outer is None else self.outer[entries[:, None], entries]
+        total = self.total[entries]
+        share = self.squares * len(entries) / max(len(self.total), 1) if outer is None else float(outer.trace())
+        return Moments(self.count, total, share, outer)
 
     @property
     def is_finite(self) -> bool:
@@ -88,6 +97,11 @@ class LayerStatistics:
             self.probes + other.probes,
         )
 
+    def take(self, entries: Tensor, outputs: Tensor) -> LayerStatistics:
+        """The statistics of some entries of the patches and some output channels, by their numbers."""
+        curvature = self.curvature[outputs[:, None], outputs]
+        return LayerStatistics(self.inputs.take(entries), self.outputs.take(outputs), curvature, self.probes)
+
     @property
     def is_finite(self) -> bool:
         """Whether no sum has overflowed; a curvature that is NaN was never felt and is none."""
@@ -116,6 +130,20 @@ class OutputScale:
     def weight(self) -> float:
         """Factor that makes squared changes relative: all entries changed by one deviation, in every leaf, sum to 1."""
         return (self.deviation**2 * self.entries * self.leaves) ** -0.5 if self.deviation > 0 else 0.0
+
+
+def unit_statistics(layers: Mapping[str, LayerSpec]) -> Statistics:
+    """Statistics of layers that no data ran through: inputs of unit variance, an output that feels all channels alike.
+
+    Outer products are left out, for the memory: passes that need them decline.
+    """
+    found = {}
+    for path, layer in layers.items():
+        width, out = layer.offsets * layer.in_channels, layer.out_channels
+        inputs = Moments(1, torch.zeros(width, dtype=torch.float64), float(width), None)
+        outputs = Moments(1, torch.zeros(out, dtype=torch.float64), float(out), None)
+        found[path] = LayerStatistics(inputs, outputs, torch.eye(out, dtype=torch.float64), 1)
+    return Statistics(found, 1, ())
 
 
 @dataclass(frozen=True)

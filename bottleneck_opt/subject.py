@@ -13,6 +13,7 @@ from bottleneck_opt.calibration_data import CalibrationData, choose_noise_exampl
 from bottleneck_opt.eligibility import Candidates, find_candidates
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, batch_size
+from bottleneck_opt.rehearsing import rehearse
 from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
 from bottleneck_opt.working_copy import copy_to_device
 
@@ -66,4 +67,5 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
         noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example))),
     )
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
-    return Subject(original, working, traced, data, candidates, notes)
+    refused = rehearse(working, example, candidates)
+    return Subject(original, working, traced, data, candidates.without(refused), notes)

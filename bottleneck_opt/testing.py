@@ -6,43 +6,98 @@ are the way round that check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from bottleneck_opt.applying import apply_plan
 from bottleneck_opt.calibration import Sampling, collect_statistics
-from bottleneck_opt.calibration_data import read_calibration
-from bottleneck_opt.eligibility import find_candidates
-from bottleneck_opt.graph import Cost
+from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.layers import class_name
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Priced, ask_full_rank, make_sites, make_step
 from bottleneck_opt.registry import find_passes
-from bottleneck_opt.rewriting import rewrite_model
-from bottleneck_opt.sites import Pass, Site
-from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
-from bottleneck_opt.working_copy import undisturbed, unwrap_model, working_copy
+from bottleneck_opt.sites import Pass, Site, Skip
+from bottleneck_opt.statistics import Statistics, unit_statistics
+from bottleneck_opt.subject import Request, Subject, prepare_subject
+from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
 @dataclass(frozen=True)
-class _FullRank:
-    """Every layer that a pass has options for, with its option at full rank, and the model's cost before."""
+class FullRankRewrite:
+    """A model in which every layer that a pass has options for is replaced at full rank.
 
-    chosen: Mapping[str, tuple[Site, Priced]]
-    passes: tuple[str, ...]
-    before: Cost
+    Attributes:
+        model: The rewritten copy.
+        plan: What was replaced.
+        traced: The recording of the model before.
+        refused: Why each other convolution or Linear was not, by path.
+    """
 
-    def plan(self, model: nn.Module) -> Plan:
-        kind = type(model)
-        steps = tuple(make_step(site, priced) for site, priced in self.chosen.values())
-        saved = sum((step.before - step.after for step in steps), Cost())
-        return Plan(
-            model=f"{kind.__module__}.{kind.__qualname__}", budget="full rank", passes=self.passes, seed=0,
-            before=self.before, after=self.before - saved, predicted_loss=sum(step.predicted_loss for step in steps),
-            optimality_gap=0.0, steps=steps,
-        )  # fmt: skip
+    model: nn.Module
+    plan: Plan
+    traced: Traced
+    refused: Mapping[str, Skip]
+
+
+def rewrite_everything(
+    model: nn.Module, inputs: Any = None, *, passes: Sequence[str | Pass] | None = None,
+    include: Sequence[str] | None = None, calibrate: bool = True,
+) -> FullRankRewrite:  # fmt: skip
+    """Rewrite every layer that can be, at full rank, whatever that costs.
+
+    Args:
+        model: Any module; it is not changed.
+        inputs: One example call, as in :func:`bottleneck_opt.optimize`; the statistics are taken on noise like it.
+        passes: Names and pass objects; the first that has options for a layer rewrites it. None uses the built-in
+            ones.
+        include: Glob patterns over module paths; None takes every layer.
+        calibrate: False runs no data through the model: passes then see layers without outer products.
+
+    Raises:
+        PassError: A pass has options for a layer but none at full rank, or they do not fit the layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6))
+        >>> done = rewrite_everything(net, torch.randn(1, 4, 8, 8), passes=["reduce"])
+        >>> [step.path for step in done.plan.steps], list(done.refused)
+        (['0'], ['2'])
+    """
+    original = unwrap_model(model)
+    found = find_passes(passes)
+    with undisturbed(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        subject = prepare_subject(original, Request(inputs, None, 32, None, 0, include, None))
+        sites = make_sites(subject.working, subject.traced, subject.candidates, _collect(subject, calibrate=calibrate))
+        offers = ((site, ask_full_rank(site, found)) for site in sites)
+        chosen = {site.path: (site, priced) for site, priced in offers if priced is not None}
+        plan = _make_plan(original, tuple(each.name for each in found), subject.traced, chosen.values())
+        weights = {path: priced.option.fill() for path, (_, priced) in chosen.items()}
+        done = apply_plan(subject, plan, weights)
+    unasked = {site.path: Skip("no chosen pass has options for it") for site in sites if site.path not in chosen}
+    return FullRankRewrite(done.model, plan, subject.traced, {**subject.candidates.refused, **unasked})
+
+
+def _collect(subject: Subject, *, calibrate: bool) -> Statistics:
+    layers, names = subject.candidates.layers, subject.candidates.names
+    if not calibrate:
+        return unit_statistics(layers)
+    return collect_statistics(subject.working, layers, subject.data, Sampling(subject.data.examples, 1, 0), names=names)
+
+
+def _make_plan(
+    model: nn.Module, passes: tuple[str, ...], traced: Traced, chosen: Iterable[tuple[Site, Priced]]
+) -> Plan:
+    steps = tuple(make_step(site, priced) for site, priced in chosen)
+    saved = sum((step.before - step.after for step in steps), Cost())
+    return Plan(
+        model=class_name(model), budget="full rank", passes=passes, seed=0, before=traced.cost,
+        after=traced.cost - saved, predicted_loss=sum(step.predicted_loss for step in steps), optimality_gap=0.0,
+        steps=steps,
+    )  # fmt: skip
 
 
 def full_rank_plan(
@@ -66,8 +121,7 @@ def full_rank_plan(
         >>> [(step.path, step.ranks) for step in full_rank_plan(net, torch.randn(1, 4, 8, 8), passes=["reduce"]).steps]
         [('0', (4,)), ('2', (6,))]
     """
-    original = unwrap_model(model)
-    return _offer(original, inputs, passes, include).plan(original)
+    return rewrite_everything(model, inputs, passes=passes, include=include).plan
 
 
 def rewrite_at_full_rank(
@@ -84,25 +138,4 @@ def rewrite_at_full_rank(
         >>> torch.allclose(rewrite_at_full_rank(net, x, passes=["reduce"])(x), net(x))
         True
     """
-    original = unwrap_model(model)
-    offered = _offer(original, inputs, passes, include)
-    weights = {path: priced.option.fill() for path, (_, priced) in offered.chosen.items()}
-    return rewrite_model(original, offered.plan(original), weights)
-
-
-def _offer(
-    original: nn.Module, inputs: Any, passes: Sequence[str | Pass] | None, include: Sequence[str] | None
-) -> _FullRank:
-    found = find_passes(passes)
-    with undisturbed(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        working = working_copy(original)
-        example, _ = choose_inputs(working, inputs)
-        traced = trace_working(working, example)
-        candidates = find_candidates(working, traced, include=include)
-        data = read_calibration(None, example, given=inputs, limit=32, seed=0, runs=lambda call: runs_on(working, call))
-        statistics = collect_statistics(working, candidates.layers, data, Sampling(data.examples, 1, 0))
-        sites = make_sites(working, traced, candidates, statistics)
-        offers = ((site, ask_full_rank(site, found)) for site in sites)
-        chosen = {site.path: (site, priced) for site, priced in offers if priced is not None}
-    return _FullRank(chosen, tuple(each.name for each in found), traced.cost)
+    return rewrite_everything(model, inputs, passes=passes, include=include).model

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bottleneck_opt.calibration import take_patches, take_pixels
 from bottleneck_opt.costs import price_layers
-from bottleneck_opt.layers import LINEAR, LayerSpec, describe_layer, pad_input
+from bottleneck_opt.layers import LINEAR, LayerSpec, describe_layer
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.patches import pad_input, take_patches, take_pixels
 from bottleneck_opt.sites import Option, Pass, Site
 from bottleneck_opt.statistics import LayerStatistics, Moments
 

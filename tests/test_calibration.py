@@ -15,16 +15,15 @@ from bottleneck_opt.calibration import (
     Sampling,
     choose_probes,
     collect_statistics,
-    take_patches,
-    take_pixels,
 )
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.eligibility import find_candidates
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs
-from bottleneck_opt.layers import LayerSpec, describe_layer, pad_input
+from bottleneck_opt.layers import LayerSpec, describe_layer
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.patches import pad_input, take_patches, take_pixels
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import make_sites, make_step, propose
 from bottleneck_opt.rewriting import rewrite_model

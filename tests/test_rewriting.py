@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt import Plan, RewriteError, optimize
+from bottleneck_opt.factored import Factored
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.layers import Factored, LayerSpec, describe_layer
+from bottleneck_opt.layers import LayerSpec, describe_layer
 from bottleneck_opt.plan import Step
 from bottleneck_opt.rewriting import rewrite_graph, rewrite_model, rewrite_structure
 from bottleneck_opt.sites import Weights
@@ -326,16 +327,15 @@ def test_weights_of_the_wrong_shape_are_refused() -> None:
     net = seeded(Residual)
     plan = make_plan(net, {"stem": 2})
     wrong = {"stem": [Weights(torch.zeros(1)), Weights(torch.zeros(12, 2, 3, 3), torch.zeros(12))]}
-    with pytest.raises(RewriteError, match=r"^weight of Conv2d.*got values of shape \(1,\); expected \(2, 3, 1, 1\)"):
+    with pytest.raises(RewriteError, match=r"^weight of 'reduce'.*got values of shape \(1,\); expected \(2, 3, 1, 1\)"):
         rewrite_model(net, plan, wrong)
 
 
 @pytest.mark.parametrize("make", [Hidden, ActsOnType])
 def test_a_replacement_that_the_model_ignores_is_refused(make: Callable[[], nn.Module]) -> None:
-    with pytest.raises(
-        RewriteError, match=r"was called 0 times, its layer 1 times: .*outside the module tree.*exclude="
-    ):
-        optimize(seeded(make), noise(1, 8, 8, 8), budget=0.5, progress=False)
+    result = optimize(seeded(make), noise(1, 8, 8, 8), progress=False)
+    assert not result.plan.steps
+    assert all("called 0 times instead of 1" in each.reason for each in result.skipped)
 
 
 def optimized(model: nn.Module, x: Tensor, **options: Any) -> Any:

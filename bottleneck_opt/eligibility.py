@@ -56,7 +56,7 @@ def find_candidates(
         PatternError: A pattern of ``include`` or ``exclude`` is no text or matches none of them.
     """
     include, exclude = _read_patterns(include, "include"), _read_patterns(exclude, "exclude")
-    modules = {path: module for path, module in working.named_modules() if path and is_layer(module)}
+    modules = {p: m for p, m in working.named_modules() if p and (is_layer(m) or p in traced.own_layers)}
     _check_patterns(modules, include, "include")
     _check_patterns(modules, exclude, "exclude")
     owners = _weight_owners(working)

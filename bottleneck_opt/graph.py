@@ -55,6 +55,8 @@ class Node:
         layer: The description of a Conv2d or Linear.
         operations: The tensor operations that ran inside, as ``aten`` names with their count.
         uncounted: Those of them that no formula counts.
+        source: For a convolution or linear function, the line of the model's code that called it, as ``file:line``.
+        weight: For the same, the path of the parameter or buffer that is its weight, ``(computed)`` or ``(constant)``.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Node:
     cost: Cost = Cost()
     operations: tuple[tuple[str, int], ...] = ()
     uncounted: tuple[str, ...] = ()
+    source: str = ""
+    weight: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,27 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class FunctionalLayer:
+    """A convolution or linear function that the model's code called itself, without a layer module.
+
+    Attributes:
+        node: Name of its node.
+        operation: The function: ``conv2d``, ``linear``.
+        path: Path of the module whose code called it.
+        weight: Path of the parameter or buffer that is its weight; empty when the weight is computed or a constant.
+        source: The line of the model's code that called it, as ``file:line``.
+        macs: Its multiply-adds in this call.
+    """
+
+    node: str
+    operation: str
+    path: str
+    weight: str
+    source: str
+    macs: int
+
+
+@dataclass(frozen=True)
 class Traced:
     """A model's recorded run.
 
@@ -130,7 +155,10 @@ class Traced:
         inputs: The example input it was recorded with.
         constants: Tensors that came from outside the model and are baked into the graph, by attribute name.
         unexecuted: Convolutions and Linears that this input did not reach, with their reason.
-        weight_reads: For each module whose weight was read other than by calling it, the class of the reader.
+        weight_reads: For each layer whose parameters' values were used other than by calling it, the class of the user.
+        attribute_reads: For each other layer of which only the weight's shape, dtype or the like were read, the reader.
+        functional: The convolution and linear functions called without a layer, in the order they ran.
+        own_layers: Modules of the user's own that compute one convolution or matrix product, with that, by path.
         uncounted: Operations that no formula counts, with how often each ran.
         notes: What a careful reader should know about this recording.
     """
@@ -143,6 +171,9 @@ class Traced:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     unexecuted: Mapping[str, str] = field(default_factory=dict)
     weight_reads: Mapping[str, str] = field(default_factory=dict)
+    attribute_reads: Mapping[str, str] = field(default_factory=dict)
+    functional: tuple[FunctionalLayer, ...] = ()
+    own_layers: Mapping[str, LayerSpec] = field(default_factory=dict)
     uncounted: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,9 @@ class Inputs:
         return self.copy().hand_over(model)
 
     def hand_over(self, model: Callable[..., Any]) -> Any:
-        """``model(*args, **kwargs)`` on these very tensors."""
-        return model(*self.args, **self.kwargs)
+        """``model(*args, **kwargs)`` on these very tensors. A generator is run to its end and gives a tuple."""
+        output = model(*self.args, **self.kwargs)
+        return tuple(output) if inspect.isgenerator(output) else output
 
     def copy(self) -> Inputs:
         """The same arguments with a copy of every tensor."""
@@ -55,8 +57,12 @@ class Inputs:
         return ", ".join(shown) or "no tensors"
 
 
-def read_inputs(given: Any) -> Inputs:
+def read_inputs(given: Any, *, values: bool = True) -> Inputs:
     """The user's ``inputs=``: a Tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Args:
+        given: What the user gave.
+        values: Whether its tensors must hold values; shapes are enough for a model that holds none itself.
 
     Raises:
         InputError: It is something else, or holds no tensor, no example or no values.
@@ -69,13 +75,19 @@ def read_inputs(given: Any) -> Inputs:
             f"inputs: found no tensor in the {type(given).__name__} given; expected one example call of the model. "
             "Pass a Tensor, a tuple of arguments or a dict of keyword arguments."
         )
-    check_has_values(inputs, "inputs")
+    if values:
+        check_has_values(inputs, "inputs")
     if batch_size(inputs) == 0:
         raise InputError(
             f"inputs: got {inputs.describe()}, an empty batch; expected at least one example. "
             "Pass one example call of the model, for instance torch.randn(1, 3, 224, 224)."
         )
     return inputs
+
+
+def is_without_values(model: nn.Module) -> bool:
+    """Whether some of a model's parameters or buffers are on the meta device, where there are only shapes."""
+    return any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
 
 def check_has_values(inputs: Inputs, where: str) -> None:
@@ -185,7 +197,7 @@ def infer_inputs(model: nn.Module, runs: Callable[[Inputs], bool]) -> tuple[Inpu
     """
     example = getattr(model, "example_input_array", None)
     if isinstance(example, Tensor | tuple | Mapping):
-        return read_inputs(example), "inputs: the model's own example_input_array"
+        return read_inputs(example, values=not is_without_values(model)), "inputs: the model's own example_input_array"
     for inputs, source in _guesses(model):
         if runs(inputs):
             return inputs, f"inputs: {inputs.describe()}, noise, from {source}"
@@ -202,10 +214,10 @@ def _guesses(model: nn.Module) -> Iterator[tuple[Inputs, str]]:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     if first is None:
         return
-    axes = len(first.kernel_size)
+    axes, channels = len(first.kernel_size), first.in_channels or 3  # a lazy convolution does not know yet
     sizes = {1: (4096, *_SIZES_2D), 2: _SIZES_2D, 3: (32, 64)}[axes]
     for size in sizes:
-        yield _noise(model, (first.in_channels, *([size] * axes))), f"the first convolution at size {size}"
+        yield _noise(model, (channels, *([size] * axes))), f"the first convolution at size {size}"
 
 
 def _size_hint(model: nn.Module) -> tuple[tuple[int, ...], str] | None:
@@ -223,5 +235,5 @@ def _size_hint(model: nn.Module) -> tuple[tuple[int, ...], str] | None:
 
 def _noise(model: nn.Module, shape: tuple[int, ...]) -> Inputs:
     parameter = next(model.parameters(), torch.zeros(1))
-    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0), device="cpu")
     return Inputs((noise.to(parameter.device, parameter.dtype),))

@@ -11,10 +11,11 @@ from torch import nn
 
 from bottleneck_opt.diagrams import draw_model
 from bottleneck_opt.graph import Traced
+from bottleneck_opt.inputs import is_without_values
 from bottleneck_opt.latency import time_modules
 from bottleneck_opt.report import render_profile
-from bottleneck_opt.tracing import choose_inputs, trace, trace_working, with_notes
-from bottleneck_opt.working_copy import undisturbed, unwrap_model, working_copy
+from bottleneck_opt.tracing import prepare_trace, trace, trace_working, with_notes
+from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,13 +24,17 @@ class Profile:
 
     Attributes:
         traced: The recorded run with costs per node.
-        milliseconds: Median milliseconds in each leaf module over all its calls, by path.
+        milliseconds: Median milliseconds in each leaf module over all its calls, by path; empty when not timed.
+        untimed: Why it was not timed; empty when it was.
     """
 
     traced: Traced
     milliseconds: Mapping[str, float]
+    untimed: str = ""
 
     def __str__(self) -> str:
+        if self.untimed:
+            return f"{render_profile(self.traced, None)}not timed: {self.untimed}\n"
         return render_profile(self.traced, self.milliseconds)
 
     __repr__ = __str__
@@ -52,9 +57,10 @@ def profile(model: nn.Module, inputs: Any = None) -> Profile:
         (864, ['0'])
     """
     with undisturbed():
-        working = working_copy(unwrap_model(model))
-        example, notes = choose_inputs(working, inputs)
+        working, example, notes = prepare_trace(model, inputs)
         traced = with_notes(trace_working(working, example), notes)
+        if is_without_values(working):
+            return Profile(traced, {}, "a model on the meta device holds no values to compute with")
         paths = sorted({node.path for node in traced.structure.nodes if node.kind == "module"})
         return Profile(traced, time_modules(working, example, paths))
 

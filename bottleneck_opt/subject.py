@@ -14,7 +14,7 @@ from bottleneck_opt.eligibility import Candidates, find_candidates
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.rehearsing import rehearse
-from bottleneck_opt.tracing import choose_inputs, runs_on, trace_working
+from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, runs_on, trace_working
 from bottleneck_opt.working_copy import copy_to_device
 
 
@@ -54,6 +54,7 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
     Raises:
         ModelError, InputError, PatternError: What was asked for cannot be used.
     """
+    original = build_lazy_layers(original, request.inputs)
     working = copy_to_device(original, request.device)
     example, notes = choose_inputs(working, request.inputs)
     traced = trace_working(working, example)

@@ -79,6 +79,19 @@ def test_inputs_without_values_are_refused() -> None:
         read_inputs(X.to("meta"))
 
 
+def test_inputs_without_values_are_read_where_shapes_are_enough() -> None:
+    assert read_inputs(X.to("meta"), values=False).describe() == "Tensor 2x3x8x8 float64"
+
+
+def test_a_generator_is_run_to_its_end() -> None:
+    assert Inputs((X,)).call(lambda x: (part.shape for part in x)) == ((3, 8, 8), (3, 8, 8))
+
+
+def test_a_lazy_convolution_is_fed_with_three_channels() -> None:
+    inputs, _ = infer_inputs(nn.Sequential(nn.LazyConv2d(4, 3)), always)
+    assert tuple(inputs.tensors()[0].shape) == (1, 3, 224, 224)
+
+
 def test_a_call_hands_over_copies() -> None:
     x = torch.zeros(2)
     read_inputs({"x": x}).call(lambda x: x.add_(1))

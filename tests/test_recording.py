@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import copy
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import networkx as nx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, find_tensors
@@ -368,3 +373,351 @@ def test_modules_called_in_other_threads_are_left_alone() -> None:
         return y
 
     assert operations(record(threaded, X)) == ["Conv2d"]
+
+
+# -- weights that other code reads --------------------------------------------------------------------------------
+
+ATTRIBUTE_READS: dict[str, Function] = {
+    "dtype": lambda net, x: net.c(x.to(net.c.weight.dtype)),
+    "device": lambda net, x: net.c(x.to(net.c.weight.device)),
+    "shape": lambda net, x: net.c(x) * net.c.weight.shape[0] * net.c.weight.size(1) * net.c.weight.dim(),
+    "floating": lambda net, x: net.c(x) if torch.is_floating_point(net.c.weight) else x,
+    "requires grad": lambda net, x: net.c(x) if not net.c.weight.requires_grad else x,
+    "identity": lambda net, x: net.c(x) if net.c.weight is not x and id(net.c.weight) else x,
+    "isinstance": lambda net, x: net.c(x) if isinstance(net.c.weight, Tensor) else x,
+    "dtype of the first parameter": lambda net, x: net.c(x.to(next(net.parameters()).dtype)),
+    "dtype in the dictionary": lambda net, x: net.c(x.to(net.c._parameters["weight"].dtype)),
+}
+USES: dict[str, Function] = {
+    "function": lambda net, x: F.conv2d(net.c(x), net.c.weight),
+    "arithmetic": lambda net, x: net.c(x) * net.c.weight.mean(),
+    "data": lambda net, x: net.c(x) * net.c.weight.data.mean(),
+    "transposed": lambda net, x: net.c(x) * net.c.weight[0, 0].t().mean() * net.c.weight[0, 0].T.mean(),
+    "detached": lambda net, x: net.c(x) * net.c.weight.detach().mean(),
+    "one value": lambda net, x: net.c(x) * net.c.weight[0, 0, 0, 0].item(),
+    "numpy": lambda net, x: net.c(x) * float(net.c.weight.numpy().mean()),
+    "address": lambda net, x: net.c(x) if net.c.weight.data_ptr() else x,
+    "written": lambda net, x: (net.c.weight.__setitem__(0, 0.5), net.c(x))[1],
+    "dictionary": lambda net, x: F.conv2d(net.c(x), net.c._parameters["weight"]),
+    "named parameters": lambda net, x: F.conv2d(net.c(x), dict(net.named_parameters())["c.weight"]),
+    "state dict": lambda net, x: F.conv2d(net.c(x), net.state_dict()["c.weight"]),
+    "bias": lambda net, x: net.c(x) + net.c.bias.mean(),
+    "copied": lambda net, x: copy.deepcopy(net.c)(x) + net.c(x),
+    "other weights put in": lambda net, x: torch.func.functional_call(
+        net.c, {name: value * 2 for name, value in net.c.named_parameters()}, (x,)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTE_READS)
+def test_reading_what_a_weight_is_like_does_no_harm(name: str) -> None:
+    traced = record(ATTRIBUTE_READS[name], X)
+    assert (dict(traced.weight_reads), dict(traced.attribute_reads)) == ({}, {"c": "Computes"})
+
+
+@pytest.mark.parametrize("name", USES)
+def test_using_the_values_of_a_weight_is_noted(name: str) -> None:
+    traced = record(USES[name], X)
+    assert (dict(traced.weight_reads), dict(traced.attribute_reads)) == ({"c": "Computes"}, {})
+
+
+def test_a_layer_that_is_only_called_is_read_by_nobody() -> None:
+    class OwnNorm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+
+    traced = trace(seeded(lambda: nn.Sequential(conv(3, 3), OwnNorm(8))), X)
+    assert not traced.weight_reads
+    assert not traced.attribute_reads
+
+
+def test_weights_that_torchs_own_layers_hand_to_a_fused_kernel_are_noted() -> None:
+    make = lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)  # noqa: E731
+    reads = trace(seeded(make), noise(2, 5, 8)).weight_reads
+    assert reads["layers.0.linear1"] == reads["layers.0.linear2"] == "TransformerEncoderLayer"
+    assert reads["layers.0.self_attn.out_proj"] == "MultiheadAttention"
+
+
+def test_a_weight_with_two_owners_is_noted_for_both() -> None:
+    net = seeded(
+        lambda: Computes(lambda net, x: F.linear(net.a(x), net.a.weight), a=nn.Linear(3, 3), b=nn.Linear(3, 3))
+    )
+    net.b.weight = net.a.weight  # type: ignore[union-attr]
+    assert set(trace(net, noise(2, 3)).weight_reads) == {"a", "b"}
+
+
+class Decoder(nn.Linear):
+    """The transpose of another layer."""
+
+    def __init__(self, encoder: nn.Linear) -> None:
+        super().__init__(encoder.out_features, encoder.in_features)
+        self.encoders = [encoder]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.encoders[0].weight.t(), self.bias)
+
+
+def test_a_layer_that_uses_the_weight_of_another_is_seen() -> None:
+    def make() -> nn.Module:
+        encoder = nn.Linear(6, 3)
+        return nn.Sequential(encoder, Decoder(encoder))
+
+    assert trace(seeded(make), noise(2, 6)).weight_reads == {"0": "Decoder"}
+
+
+# -- convolutions without a layer ---------------------------------------------------------------------------------
+
+
+class Blur(nn.Module):
+    """Called by its own code: a parameter, a computed weight and one that is made in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(3, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.kernel)
+        x = F.conv2d(x, weight=self.kernel * 2)
+        return F.linear(x, OUTSIDE)
+
+
+OUTSIDE = noise(8, 8)
+
+
+def test_functional_layers_tell_their_weight_their_caller_and_their_line() -> None:
+    traced = trace(seeded(lambda: nn.Sequential(conv(3, 3), Blur())), X)
+    first = Blur.forward.__code__.co_firstlineno + 1
+    assert [(each.operation, each.path, each.weight, each.source, each.macs) for each in traced.functional] == [
+        ("conv2d", "1", "1.kernel", f"tests/test_recording.py:{first}", 2 * 64 * 9),
+        ("conv2d", "1", "", f"tests/test_recording.py:{first + 1}", 2 * 64 * 9),
+        ("linear", "1", "", f"tests/test_recording.py:{first + 2}", 2 * 3 * 64 * 8),
+    ]
+    weights = [traced.structure.node(each.node).weight for each in traced.functional]
+    assert weights == ["1.kernel", "(computed)", "(constant)"]
+
+
+def test_a_layer_whose_forward_is_called_directly_is_a_function_of_its_weight() -> None:
+    traced = record(lambda net, x: net.c.forward(x), X)
+    assert [(each.operation, each.weight) for each in traced.functional] == [("conv2d", "c.weight")]
+    assert traced.functional[0].source.startswith("tests/test_recording.py:")
+    assert traced.weight_reads == {"c": "Computes"}
+    assert "used by a function" in traced.unexecuted["c"]
+
+
+# -- what models do ------------------------------------------------------------------------------------------------
+
+
+class OwnSequential(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) + x  # type: ignore[no-untyped-call]
+        return out
+
+
+class OwnList(nn.ModuleList):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+class OwnConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, padding=1)
+
+
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 2
+
+
+def _one_by_one(net: Any, x: Tensor) -> Iterator[Tensor]:
+    for part in x:
+        yield net.c(part[None])
+
+
+def _in_autocast(net: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y: Tensor = net.c(x)
+    return y.to(x.dtype)
+
+
+def _in_inference_mode(net: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y: Tensor = net.c(x)
+    return y
+
+
+def _makes_a_layer(net: Any, x: Tensor) -> Tensor:
+    y: Tensor = nn.Conv2d(3, 3, 1, device=x.device, dtype=x.dtype)(net.c(x))
+    return y
+
+
+def _writes_a_view(net: Any, x: Tensor) -> Tensor:
+    y: Tensor = net.c(x)
+    y.view(-1)[:5].zero_()
+    y.data = y.data * 2
+    return y
+
+
+def _with_forward(make: Callable[[nn.Conv2d], Function]) -> nn.Module:
+    layer = conv(3, 3)
+    layer.forward = make(layer)  # type: ignore[method-assign]
+    return nn.Sequential(layer, nn.ReLU())
+
+
+def _with_hook(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda module, args, output: output * 2)
+    return nn.Sequential(layer, nn.ReLU())
+
+
+def _with_keyword_hook() -> nn.Module:
+    net = Computes(lambda net, x: net.c(input=x), c=conv(3, 3))
+    net.c.register_forward_pre_hook(  # type: ignore[union-attr]
+        lambda module, args, kwargs: (args, {"input": kwargs["input"] * 2}), with_kwargs=True
+    )
+    return net
+
+
+def _parametrized() -> nn.Module:
+    net = nn.Sequential(conv(3, 3))
+    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Twice())
+    return net
+
+
+def _of(function: Function) -> Callable[[], nn.Module]:
+    return lambda: Computes(function, c=conv(3, 3))
+
+
+EXACT: dict[str, Callable[[], nn.Module]] = {
+    "forward replaced by a function": lambda: _with_forward(
+        lambda layer: lambda x: F.conv2d(x, layer.weight, padding=1) * 2
+    ),
+    "forward replaced by a method": lambda: _with_forward(
+        lambda layer: types.MethodType(lambda self, x: F.conv2d(x, self.weight, padding=1), layer)
+    ),
+    "forward called directly": _of(lambda net, x: net.c.forward(x)),
+    "sequential with its own forward": lambda: OwnSequential(conv(3, 3), nn.ReLU()),
+    "list with its own forward": lambda: OwnList([conv(3, 3), nn.ReLU()]),
+    "checkpoint": _of(lambda net, x: checkpoint(net.c, x, use_reentrant=False) + 1),
+    "re-entrant checkpoint": _of(lambda net, x: checkpoint(net.c, x, use_reentrant=True) + 1),
+    "inference mode": _of(_in_inference_mode),
+    "autograd function": _of(lambda net, x: Doubles.apply(net.c(x)) + 1),  # type: ignore[no-untyped-call]
+    "autograd function with a weight": _of(
+        lambda net, x: OwnConvolution.apply(x, net.c.weight)  # type: ignore[no-untyped-call]
+    ),
+    "input returned": _of(lambda net, x: x),
+    "nothing returned": _of(lambda net, x: None),
+    "a mapping returned": _of(lambda net, x: {"a": net.c(x), "b": "text", "c": None, "d": True, "e": [x, (x, 1)]}),
+    "generator returned": _of(_one_by_one),
+    "generator inside": _of(lambda net, x: torch.cat(list(_one_by_one(net, x)))),
+    "functional dropout in eval": _of(lambda net, x: F.dropout(net.c(x), 0.5, training=net.training)),
+    "functional dropout always": _of(lambda net, x: F.dropout(net.c(x), 0.5)),
+    "random numbers": _of(lambda net, x: net.c(x) + torch.rand(8, dtype=x.dtype) + torch.randn_like(x)),
+    "written through views": _of(_writes_a_view),
+    "layer made in forward": _of(_makes_a_layer),
+    "hook": lambda: _with_hook(conv(3, 3)),
+    "hook on a sequential": lambda: _with_hook(nn.Sequential(conv(3, 3))),
+    "hook before with keywords": _with_keyword_hook,
+    "parametrization": _parametrized,
+    "weight norm": lambda: nn.Sequential(torch.nn.utils.parametrizations.weight_norm(conv(3, 3))),
+    "old weight norm": lambda: nn.Sequential(torch.nn.utils.weight_norm(conv(3, 3))),
+    "script inside": lambda: nn.Sequential(torch.jit.script(nn.Sequential(conv(3, 3).double(), nn.ReLU())), nn.ReLU()),
+    "data parallel inside": lambda: nn.Sequential(nn.DataParallel(conv(3, 3)), nn.ReLU()),
+    "one layer twice": _of(lambda net, x: net.c(net.c(x))),
+    "recurrent": lambda: Computes(lambda net, x: net.g(x[0, 0][None])[0], g=nn.GRU(8, 4)),
+}
+INEXACT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "vmap over a layer": (_of(lambda net, x: torch.vmap(net.c)(x) + 1), "torch.func"),
+    "vmap over functions": (_of(lambda net, x: net.c(torch.vmap(lambda y: F.relu(y * 2))(x))), "torch.func"),
+    "jvp": (_of(lambda net, x: torch.func.jvp(net.c, (x,), (x,))[1]), "torch.func"),
+    "other weights put in": (_of(USES["other weights put in"]), "differs"),
+}
+
+
+def count_by_torch(net: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Inputs((x,)).call(net)
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", EXACT)
+def test_what_models_do_is_replayed_exactly_and_counted_once(name: str) -> None:
+    net = seeded(EXACT[name])
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    traced = trace(net, X)
+    assert traced.replay.exact, traced.replay.reason
+    assert traced.cost.macs == count_by_torch(net, X)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", INEXACT)
+def test_what_no_graph_can_hold_is_counted_and_told(name: str) -> None:
+    make, reason = INEXACT[name]
+    net = seeded(make)
+    traced = trace(net, X)
+    assert not traced.replay.exact
+    assert reason in traced.replay.reason
+    assert traced.cost.macs == count_by_torch(net, X)
+    traced.graph.lint()
+
+
+def test_what_goes_through_vmap_stays_connected() -> None:
+    traced = record(lambda net, x: net.c(torch.vmap(lambda y: F.relu(y * 2))(x)), X)
+    names = [node.name for node in traced.structure.nodes]
+    assert nx.has_path(traced.networkx(), names[0], names[-1])
+    assert not traced.constants
+
+
+def test_autocast_is_noted() -> None:
+    net = seeded(_of(_in_autocast), dtype=torch.float32)
+    traced = trace(net, X.float())
+    assert any("inside autocast" in note for note in traced.notes)
+    assert traced.cost.macs == count_by_torch(net, X.float())
+    assert not traced.replay.exact
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
+def test_spectral_norm_keeps_its_vectors_and_the_matrix_product_is_counted(norm: Any) -> None:
+    net = seeded(lambda: nn.Sequential(norm(conv(3, 3)))).train()
+    before = copy.deepcopy(net.state_dict())
+    traced = trace(net, X)
+    assert traced.replay.exact
+    assert traced.cost.macs > 2 * 64 * 81
+    assert traced.cost.macs - 2 * 64 * 81 < 2 * 81
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_layers_are_nodes_that_nobody_counts() -> None:
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    traced = trace(net, torch.randn(2, 8))
+    assert operations(traced) == ["Linear", "ReLU", "Linear"]
+    assert traced.replay.exact
+    assert traced.uncounted["quantized::linear_dynamic"] == 2
+
+
+def test_a_replaced_forward_is_the_reason_why_a_layer_is_left_alone() -> None:
+    net = EXACT["forward replaced by a method"]()
+    assert "its forward was replaced on this object" in trace(net, X.float()).unexecuted["0"]
+
+
+def test_tensors_kept_as_constants_are_no_operations_and_can_be_trained_with() -> None:
+    traced = record(lambda net, x: net.c(x) + torch.relu(OUTSIDE), X)
+    assert "aten::clone" not in traced.uncounted
+    (constant,) = traced.constants.values()
+    assert not constant.is_inference()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
@@ -12,6 +14,7 @@ from bottleneck_opt.errors import InputError, ModelError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.tracing import build_graph_module, compare_runs, trace
+from bottleneck_opt.working_copy import is_lazy
 from tests.networks import Computes, Repeated, Residual, classifier, conv, noise, seeded
 
 X = noise(1, 3, 8, 8)
@@ -210,9 +213,98 @@ def test_buffers_that_are_not_finite_are_refused() -> None:
         trace(net, X)
 
 
-def test_a_lazy_model_is_told_to_run_once() -> None:
-    with pytest.raises(ModelError, match=r"^0\.weight: this lazy parameter has no shape yet. Call the model once"):
-        trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+@pytest.mark.parametrize("inputs", [noise(1, 3, 224, 224, dtype=torch.float32), None], ids=["given", "inferred"])
+def test_a_lazy_model_is_traced_and_stays_lazy(inputs: Any) -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+    traced = trace(net, inputs)
+    assert traced.cost.macs == 222 * 222 * 4 * 3 * 9 + 4 * 5
+    assert traced.replay.exact
+    assert is_lazy(net)
+    assert isinstance(net[0], nn.LazyConv2d)
+
+
+def test_a_lazy_layer_that_is_not_reached_is_named() -> None:
+    net = Computes(lambda net, x: net.a(x), a=nn.LazyConv2d(4, 3), b=nn.LazyLinear(2))
+    with pytest.raises(ModelError, match=r"^b\.weight: this lazy parameter has no shape yet"):
+        trace(net, X.float())
+
+
+@pytest.mark.parametrize("name", ["child", "method", "function", "root"])
+def test_compiled_parts_are_recorded_as_the_python_they_were_made_from(name: str) -> None:
+    net: Any = seeded(lambda: nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 3)))
+    expected = trace(net, X).cost
+    ran: list[str] = []
+    compiled: Any = torch.compile
+
+    def backend(graph: Any, example: Any) -> Any:
+        ran.append("compiled")
+        return graph.forward
+
+    if name == "method":
+        net[0].compile(backend=backend)
+    made: dict[str, Callable[[], nn.Module]] = {
+        "child": lambda: nn.Sequential(compiled(net, backend=backend)),
+        "method": lambda: net,
+        "function": lambda: Computes(compiled(lambda root, x: root.c(x), backend=backend), c=net),
+        "root": lambda: compiled(net, backend=backend),
+    }
+    traced = trace(made[name](), X)
+    assert traced.cost == expected
+    assert traced.replay.exact
+    assert not ran
+
+
+def test_a_deeply_nested_model_is_traced() -> None:
+    net: nn.Module = conv(3, 3).double()
+    for _ in range(200):
+        net = nn.Sequential(net)
+    net(X)
+    assert trace(net, X).cost.macs == 64 * 81
+
+
+def test_a_thousand_layers_are_traced() -> None:
+    net = seeded(lambda: nn.Sequential(*(layer for _ in range(500) for layer in (conv(3, 3), nn.Tanh()))))
+    traced = trace(net, X)
+    assert traced.cost.macs == 500 * 64 * 81
+    assert traced.replay.exact
+
+
+def test_the_same_model_gives_the_same_text() -> None:
+    first, second = trace(seeded(Residual), X), trace(seeded(Residual), X)
+    assert str(first.graph) == str(second.graph)
+    assert first.structure == second.structure
+
+
+def test_a_graph_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def folds(net: Any, x: Tensor) -> Tensor:
+        rows: Tensor = net.c(x)[x > 0]
+        return rows.reshape(len(rows), 1)
+
+    traced = trace(seeded(lambda: Computes(folds, c=conv(3, 3))), X)
+    assert "the graph fails on a second input" in traced.replay.reason
+    assert capsys.readouterr().err == ""
+
+
+def test_the_callers_autocast_is_left_out() -> None:
+    with torch.autocast("cpu"):
+        traced = trace(classifier(), X.float())
+    assert not traced.notes
+
+
+def test_what_the_model_lets_go_is_not_kept_while_recording() -> None:
+    freed: list[bool] = []
+
+    def watches(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        first = weakref.ref(y)
+        y = net.c(y * 2)
+        freed.append(first() is None)
+        out: Tensor = y
+        return out
+
+    trace(seeded(lambda: Computes(watches, c=conv(3, 3))), X)
+    assert freed
+    assert all(freed)
 
 
 def test_wrappers_are_taken_off() -> None:
@@ -234,12 +326,12 @@ def test_tensors_with_a_history_do_not_stop_the_copy() -> None:
 def test_comparing_runs_sees_another_shape_a_difference_and_a_failure() -> None:
     net, inputs = seeded(classifier), Inputs((X,))
     assert compare_runs(net, net, inputs).exact
-    assert "output shapes" in compare_runs(net, lambda x: net(x)[:, :2], inputs).reason  # type: ignore[arg-type]
-    assert "differs by" in compare_runs(net, lambda x: net(x) * 1.01, inputs).reason  # type: ignore[arg-type]
+    assert "output shapes" in compare_runs(net, lambda x: net(x)[:, :2], inputs).reason
+    assert "differs by" in compare_runs(net, lambda x: net(x) * 1.01, inputs).reason
     assert "graph fails" in compare_runs(net, seeded(lambda: conv(4, 4)), inputs).reason
 
 
 @torch.no_grad()
 def test_a_nan_in_the_replay_is_a_difference() -> None:
     net, inputs = seeded(classifier), Inputs((X,))
-    assert not compare_runs(net, lambda x: net(x) * float("nan"), inputs).exact  # type: ignore[arg-type]
+    assert not compare_runs(net, lambda x: net(x) * float("nan"), inputs).exact

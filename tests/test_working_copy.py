@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -7,8 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from bottleneck_opt import InputError, ModelError, draw, optimize, trace
-from bottleneck_opt.working_copy import copy_model, copy_to_device, model_device, unwrap_model
+from bottleneck_opt import InputError, ModelError, optimize
+from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.working_copy import (
+    copy_for_tracing,
+    copy_model,
+    copy_to_device,
+    is_lazy,
+    materialise,
+    model_device,
+    undisturbed,
+    unwrap_model,
+)
 from tests.networks import classifier, conv, noise, seeded
 
 X = noise(2, 3, 8, 8)
@@ -31,10 +42,49 @@ def test_a_model_that_cannot_be_copied_is_told_with_the_reason() -> None:
     assert isinstance(told.value.__cause__, TypeError)
 
 
-@pytest.mark.parametrize("use", [optimize, trace, draw])
-def test_a_model_without_weights_is_refused(use: Any) -> None:
-    with pytest.raises(ModelError, match=r"^0\.weight: is on the meta device, which holds no weights"):
-        use(classifier().to("meta"), X)
+def test_a_model_without_weights_cannot_be_optimised_and_the_message_says_what_works() -> None:
+    told = r"^0\.weight: is on the meta device, which holds no weights.*trace, profile and draw work without weights"
+    with pytest.raises(ModelError, match=told):
+        optimize(classifier().to("meta"), X)
+
+
+def test_a_copy_for_tracing_of_a_model_with_some_values_has_none() -> None:
+    net = nn.Sequential(conv(3, 3), conv(3, 3).to("meta"))
+    net.kept = {"deep": [torch.ones(2)]}  # type: ignore[assignment]
+    copied: Any = copy_for_tracing(net)
+    assert all(parameter.is_meta for parameter in copied.parameters())
+    assert copied.kept["deep"][0].is_meta
+    assert not net[0].weight.is_meta
+    assert isinstance(copied[0].weight, nn.Parameter)
+
+
+def test_lazy_layers_are_built_on_a_copy_that_keeps_its_modes() -> None:
+    net = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Dropout().eval(), nn.Flatten(), nn.LazyLinear(5))
+    state = torch.get_rng_state()
+    built, again = (materialise(net, Inputs((X.float(),))) for _ in range(2))
+    assert [type(layer) for layer in built.children()][:2] == [nn.Conv2d, nn.BatchNorm2d]
+    assert [layer.training for layer in built.children()] == [True, True, False, True, True]
+    assert is_lazy(net)
+    assert not is_lazy(built)
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert materialise(built, Inputs((X.float(),))) is built
+
+
+def test_global_switches_are_restored_after_an_error() -> None:
+    depth = sys.getrecursionlimit()
+
+    def fail() -> None:
+        with undisturbed():
+            assert not torch.is_autocast_enabled("cpu")
+            assert sys.getrecursionlimit() > depth
+            raise KeyError
+
+    with torch.autocast("cpu"):
+        with pytest.raises(KeyError):
+            fail()
+        assert torch.is_autocast_enabled("cpu")
+    assert sys.getrecursionlimit() == depth
 
 
 @pytest.mark.parametrize("device", ["nope", "meta", "cuda:99", 3.5])

@@ -13,6 +13,7 @@ from bottleneck_opt.errors import (
     RewriteError,
 )
 from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.graph_view import to_graph_module
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.profiling import draw, profile
@@ -24,5 +25,5 @@ from bottleneck_opt.version import __version__
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
     "PassError", "PatternError", "Plan", "Result", "RewriteError", "Traced", "__version__", "draw", "load", "optimize",
-    "profile", "trace",
+    "profile", "to_graph_module", "trace",
 ]  # fmt: skip

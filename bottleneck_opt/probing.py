@@ -276,26 +276,34 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        known = _OPERATIONS.get(func)
+        known = name_arguments(func, args, kwargs or {})
         if known is not None:
-            given = {**dict(zip(known[1], args, strict=False)), **(kwargs or {})}
-            self.operations.append(_describe_operation(known[0], given, output))
+            kind, given = known
+            layer = describe_call(kind, given)
+            self.operations.append(LayerOperation(layer, given["input"], given["weight"], given.get("bias"), output))
         return output
 
 
-def _describe_operation(kind: str, given: Mapping[str, Any], output: Tensor) -> LayerOperation:
+def name_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """For a convolution or linear function, the kind of layer it is and its arguments by name; None for others."""
+    known = _OPERATIONS.get(func)
+    return None if known is None else (known[0], {**dict(zip(known[1], args, strict=False)), **kwargs})
+
+
+def describe_call(kind: str, given: Mapping[str, Any]) -> LayerSpec:
+    """The layer that a function call computes, with the hyper-parameters it was given."""
     weight, bias = given["weight"], given.get("bias")
     layer = LayerSpec("conv", kind, 0, 0, bias=bias is not None)
     if kind == LINEAR:
-        layer = layer.named("conv", in_channels=weight.shape[1], out_channels=weight.shape[0])
-        return LayerOperation(layer, given["input"], weight, bias, output)
+        return layer.named("conv", in_channels=weight.shape[1], out_channels=weight.shape[0])
     kernel, groups = tuple(weight.shape[2:]), given.get("groups", 1)
     padding = given.get("padding", 0)
-    out, inner = (weight.shape[1], weight.shape[0]) if layer.transposed else (weight.shape[0], weight.shape[1])
-    layer = layer.named(
+    narrow, wide = weight.shape[1] * groups, weight.shape[0]
+    inner, out = (wide, narrow) if layer.transposed else (narrow, wide)
+    return layer.named(
         "conv",
-        in_channels=inner if layer.transposed else inner * groups,
-        out_channels=out * groups if layer.transposed else out,
+        in_channels=inner,
+        out_channels=out,
         kernel=kernel,
         stride=_each_axis(given.get("stride", 1), kernel),
         padding=padding if isinstance(padding, str) else _each_axis(padding, kernel),
@@ -303,7 +311,6 @@ def _describe_operation(kind: str, given: Mapping[str, Any], output: Tensor) -> 
         groups=groups,
         output_padding=_each_axis(given.get("output_padding", 0), kernel) if layer.transposed else (),
     )
-    return LayerOperation(layer, given["input"], weight, bias, output)
 
 
 def _each_axis(value: int | Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:

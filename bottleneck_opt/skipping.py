@@ -9,7 +9,7 @@ from torch import nn
 
 from bottleneck_opt.allocation import Allocation
 from bottleneck_opt.eligibility import Candidates
-from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.graph import Cost, FunctionalLayer, Traced
 from bottleneck_opt.layers import describe_layer
 from bottleneck_opt.outcome import Skipped
 from bottleneck_opt.proposing import Proposal
@@ -25,7 +25,31 @@ def list_skipped(
         if chosen is None:
             reasons[proposal.site.path] = _why_not(proposal)
     skipped = [_skipped(working, traced, path, *reason) for path, reason in reasons.items()]
+    skipped += _list_functions(working, traced)
     return tuple(sorted(skipped, key=lambda each: (-each.share, each.path)))
+
+
+def _list_functions(working: nn.Module, traced: Traced) -> list[Skipped]:
+    """The convolutions and matrix products that the model's code calls as functions: there is no module to replace."""
+    found: dict[tuple[str, str], list[FunctionalLayer]] = {}
+    for call in traced.functional:
+        found.setdefault((call.weight or f"{call.path or 'the model'}.{call.operation}", call.source), []).append(call)
+    trained = {name for name, _ in working.named_parameters()}
+    return [
+        _skipped_function(traced, name, source, calls, trained=name in trained)
+        for (name, source), calls in found.items()
+    ]
+
+
+def _skipped_function(
+    traced: Traced, name: str, source: str, calls: Sequence[FunctionalLayer], *, trained: bool
+) -> Skipped:
+    macs = sum(call.macs for call in calls)
+    on = "a parameter" if trained else "a fixed tensor" if calls[0].weight else "a computed tensor"
+    advice = "bo.to_graph_module(model, inputs) makes it a layer" if trained else ""
+    share = macs / traced.cost.macs if traced.cost.macs else 0.0
+    reason = f"{calls[0].operation} as a function on {on}, at {source}: no module to replace"
+    return Skipped(name, calls[0].operation, reason, advice, Cost(macs=macs), share)
 
 
 def main_reason(traced: Traced, candidates: Candidates) -> str:

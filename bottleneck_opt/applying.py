@@ -72,7 +72,7 @@ def _make_graph_view(
         replay = compare_runs(working, checked, vary_inputs(subject.example, seed=2))
     if not replay.exact:
         return None, replay.difference, (f"no graph_module: {replay.reason}",)
-    like = next(model.parameters(), torch.zeros(()))
+    like = next(model.parameters(), torch.zeros((), device="cpu"))
     placed = {
         name: t.to(like.device, like.dtype) if t.is_floating_point() else t.to(like.device)
         for name, t in constants.items()

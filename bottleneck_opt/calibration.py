@@ -108,7 +108,7 @@ def _check_finite(layers: Mapping[str, LayerStatistics], data: CalibrationData) 
 
 
 def _placed(batches: Sequence[Inputs], working: nn.Module) -> Iterator[Inputs]:
-    parameter = next((p for p in working.parameters() if p.is_floating_point()), torch.zeros(()))
+    parameter = next((p for p in working.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     return (place_batch(batch, device=parameter.device, dtype=parameter.dtype) for batch in batches)
 
 
@@ -174,7 +174,7 @@ def _walk_backward(
 
 
 def _direction(leaf: Tensor, scale: OutputScale, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
+    noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu")
     return (noise * scale.weight).to(leaf)
 
 
@@ -224,10 +224,10 @@ class _Sums:
         self._inputs = empty_moments(width, outer=wants_outer)
         self._outputs = empty_moments(layer.out_channels, outer=True)
         self._width = max(width, layer.out_channels) if wants_outer else layer.out_channels
-        self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64)
+        self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64, device="cpu")
         self._probes = 0
         self._generator = torch.Generator()
-        self._anchor = torch.zeros(())
+        self._anchor = torch.zeros((), device="cpu")
         self._felt = False
 
     def start_batch(self, example: int) -> None:
@@ -245,8 +245,8 @@ class _Sums:
         available = count_positions(self._layer, y)
         wanted = self._sampling.positions(self._width, available)
         if wanted == available:
-            return torch.arange(available)
-        return torch.randperm(available, generator=self._generator)[:wanted].sort().values
+            return torch.arange(available, device="cpu")
+        return torch.randperm(available, generator=self._generator, device="cpu")[:wanted].sort().values
 
     def start_gradients(self, anchor: Tensor, example: int) -> None:
         self._anchor = anchor
@@ -264,9 +264,11 @@ class _Sums:
             return output
         available = count_positions(self._layer, output)
         if available > CURVATURE_POSITIONS:
-            positions = torch.randperm(available, generator=self._generator)[:CURVATURE_POSITIONS].sort().values
+            positions = (
+                torch.randperm(available, generator=self._generator, device="cpu")[:CURVATURE_POSITIONS].sort().values
+            )
         else:
-            positions = torch.arange(available)
+            positions = torch.arange(available, device="cpu")
         tapped.register_hook(lambda gradient: self._add_gradient(gradient, positions, available))
         return tapped
 

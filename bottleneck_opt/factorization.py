@@ -203,7 +203,11 @@ def cholesky(matrix: Tensor) -> Tensor:
     """Lower Cholesky factor; a matrix that rounding made indefinite gets its diagonal raised until it has one."""
     scale = float(matrix.diagonal().mean()) or 1.0
     for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
-        lifted = matrix if jitter == 0 else matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype)
+        lifted = (
+            matrix
+            if jitter == 0
+            else matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype, device="cpu")
+        )
         lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(lifted)
         if not failed:

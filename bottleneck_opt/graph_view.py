@@ -113,7 +113,7 @@ def _build(layer: LayerSpec, weight: nn.Parameter, bias: nn.Parameter | None) ->
 
 def _place_constants(traced: Traced, root: nn.Module) -> dict[str, Tensor]:
     """The graph's constants in the precision and on the device of the model."""
-    like = next(root.parameters(), torch.zeros(()))
+    like = next(root.parameters(), torch.zeros((), device="cpu"))
     return {
         name: tensor.to(like.device, like.dtype) if tensor.is_floating_point() else tensor.to(like.device)
         for name, tensor in traced.constants.items()

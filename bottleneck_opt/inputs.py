@@ -151,8 +151,8 @@ def vary_inputs(inputs: Inputs, *, seed: int) -> Inputs:
         if not tensor.is_floating_point():
             return tensor.flip(-1) if tensor.dim() else tensor
         noise = make_noise(tensor.shape, generator).to(tensor)
-        spread = tensor.detach().float().std() if tensor.numel() > 1 else torch.tensor(0.0)
-        scale = spread if spread > 0 else torch.tensor(1.0)
+        spread = tensor.detach().float().std() if tensor.numel() > 1 else tensor.new_zeros(())
+        scale = spread if spread > 0 else torch.ones_like(spread)
         return noise * scale.to(tensor) + tensor.detach().float().mean().to(tensor)
 
     return inputs.map(vary)
@@ -234,6 +234,6 @@ def _size_hint(model: nn.Module) -> tuple[tuple[int, ...], str] | None:
 
 
 def _noise(model: nn.Module, shape: tuple[int, ...]) -> Inputs:
-    parameter = next(model.parameters(), torch.zeros(1))
+    parameter = next(model.parameters(), torch.zeros(1, device="cpu"))
     noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0), device="cpu")
     return Inputs((noise.to(parameter.device, parameter.dtype),))

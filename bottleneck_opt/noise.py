@@ -23,13 +23,15 @@ def make_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
         >>> make_noise((2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 8, 8])
     """
-    noise = torch.randn(tuple(shape), generator=generator)
+    noise = torch.randn(tuple(shape), generator=generator, device="cpu")
     axes = len(shape) - 2
     if axes not in _MODES or noise.numel() < 2:
         return noise
     size = 1
     while size < max(shape[2:]):
-        coarse = torch.randn(*shape[:2], *(min(size, length) for length in shape[2:]), generator=generator)
+        coarse = torch.randn(
+            *shape[:2], *(min(size, length) for length in shape[2:]), generator=generator, device="cpu"
+        )
         noise += F.interpolate(coarse, size=tuple(shape[2:]), mode=_MODES[axes], align_corners=False)
         size *= 2
     return noise / noise.std().clamp_min(1e-12)

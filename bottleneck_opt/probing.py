@@ -144,7 +144,7 @@ def _probe_stock(module: nn.Module, trials: Sequence[Arguments]) -> Probe | None
         return None
     stand_in = build_layer(first.layer, device=first.weight.device, dtype=first.weight.dtype)
     _set_weights(stand_in, first.weight, first.bias)
-    if not all(_agree(stand_in(trial.input), _call(module, trial)) for trial in trials):
+    if not _same(module, trials, lambda trial: stand_in(trial.input)):
         return None
     return Probe(first.layer, to_plain(first.layer, first.weight), first.bias)
 
@@ -206,7 +206,7 @@ def _rotation(layer: LayerSpec, channels: int, module: nn.Module) -> Tensor:
     """A random orthogonal matrix for each group ``(groups, channels / groups, channels / groups)``."""
     weight = module.get_parameter("weight")
     width = channels // layer.groups
-    turns: Tensor = torch.linalg.qr(torch.randn(layer.groups, width, width, dtype=torch.float64)).Q
+    turns: Tensor = torch.linalg.qr(torch.randn(layer.groups, width, width, dtype=torch.float64, device="cpu")).Q
     return turns.to(weight)
 
 

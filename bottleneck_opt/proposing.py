@@ -107,7 +107,7 @@ def _median_curvature(statistics: Statistics) -> float:
         for layer in statistics.layers.values()
         if layer.probes and float(layer.curvature.diagonal().sum()) > 0
     ]
-    return float(torch.tensor(means).median()) if means else 1.0
+    return float(torch.tensor(means, device="cpu").median()) if means else 1.0
 
 
 def name_unfelt(sites: Sequence[Site]) -> list[str]:

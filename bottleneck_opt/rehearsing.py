@@ -67,31 +67,41 @@ def rehearse(working: nn.Module, inputs: Inputs, candidates: Candidates) -> dict
     """
     if not candidates.layers:
         return {}
-    stage = _set_up(working, inputs, candidates)
+    refused = _find_all(_set_up(working, inputs, candidates), candidates)
+    if not refused or not _runs_in_float64(working, inputs):
+        return refused
+    exact = _set_up(copy_model(working).double(), _in_float64(inputs), candidates)  # where rounding flips no decision
+    return _find_all(exact, candidates)
+
+
+def _find_all(stage: _Stage, candidates: Candidates) -> dict[str, Skip]:
     refused: dict[str, Skip] = {}
     for _ in range(MOST_RUNS):
         tried = [path for path in candidates.layers if path not in refused]
-        faults = stage.find_faults(tried)
+        faults = stage.find_faults(tried) if tried else {}
         if not faults:
             return refused
         refused |= faults
-    rest = {path: Skip(f"could not be told from the layers that cannot be replaced in {MOST_RUNS} trial runs")
-            for path in candidates.layers if path not in refused}  # fmt: skip
-    return refused | rest
+    reason = f"could not be told from the layers that cannot be replaced in {MOST_RUNS} trial runs"
+    return refused | {path: Skip(reason) for path in candidates.layers if path not in refused}
+
+
+def _runs_in_float64(working: nn.Module, inputs: Inputs) -> bool:
+    parameter = next(working.parameters())
+    if parameter.dtype == torch.float64 or parameter.device.type not in ("cpu", "cuda"):
+        return False
+    return not _run(copy_model(working).double(), _in_float64(inputs), {}).failure
+
+
+def _in_float64(inputs: Inputs) -> Inputs:
+    return inputs.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def _set_up(working: nn.Module, inputs: Inputs, candidates: Candidates) -> _Stage:
-    """The models to compare, in float64 where they run in it: rounding then flips no decision inside them."""
-    parameter = next(working.parameters())
-    for dtype in (torch.float64, torch.float32) if parameter.device.type in ("cpu", "cuda") else (torch.float32,):
-        copied = copy_model(working)
-        model = copied.double() if dtype == torch.float64 else copied.float()
-        call = inputs.map(lambda tensor, dtype=dtype: tensor.to(dtype) if tensor.is_floating_point() else tensor)  # type: ignore[misc]
-        expected = _run(model, call, candidates.names)
-        if not expected.failure or dtype == torch.float32:
-            stand_ins = {path: _make_stand_in(model, candidates, path) for path in candidates.layers}
-            return _Stage(model, call, candidates.names, stand_ins, expected, _TOLERANCE[dtype])
-    raise AssertionError("the loop above returns")
+    model = copy_model(working)
+    stand_ins = {path: _make_stand_in(model, candidates, path) for path in candidates.layers}
+    expected = _run(model, inputs, candidates.names)
+    return _Stage(model, inputs, candidates.names, stand_ins, expected, _TOLERANCE[next(model.parameters()).dtype])
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ class _Stage:
         if before.shape != after.shape:
             return False
         a, b = (_as_real(each).double().nan_to_num() for each in (before, after))
-        scale = a.abs().max().clamp_min(1e-30) if a.numel() else torch.ones(())
+        scale = a.abs().max().clamp_min(1e-30) if a.numel() else torch.ones((), device="cpu")
         return bool(((a - b).abs() <= self.tolerance * scale).all())
 
     def _narrow_down(self, paths: Sequence[str], fault: Callable[[_Trace], str]) -> tuple[str, str]:
@@ -205,7 +215,7 @@ def _run(model: nn.Module, inputs: Inputs, names: Mapping[str, Sequence[str]]) -
 def _look_at(output: Any) -> _Seen:
     """What to remember of a layer's output: enough to see whether another is the same."""
     if not isinstance(output, Tensor):
-        return _Seen((), torch.zeros(0))
+        return _Seen((), torch.zeros(0, device="cpu"))
     flat = output.detach().reshape(-1)
     some = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].double().cpu()
     return _Seen(tuple(output.shape), torch.cat([some, flat.double().square().mean().sqrt().reshape(1).cpu()]))
@@ -246,4 +256,4 @@ def _turn_after(layer: LayerSpec, kernel: Tensor, bias: Tensor | None) -> tuple[
 
 def _signs(count: int, like: Tensor) -> Tensor:
     """Ones of alternating sign ``(count,)``."""
-    return torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0).to(like)
+    return torch.where(torch.arange(count, device="cpu") % 2 == 0, 1.0, -1.0).to(like)

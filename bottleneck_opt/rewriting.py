@@ -54,7 +54,10 @@ def rewrite_model(model: nn.Module, plan: Plan, weights: Mapping[str, Sequence[W
 def rewrite_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """The same as :func:`rewrite_model` with zeros for all new weights, to be filled from a file."""
     zeros = {
-        step.path: [Weights(torch.zeros(spec.weight_shape), torch.zeros(spec.out_channels)) for spec in step.layers]
+        step.path: [
+            Weights(torch.zeros(spec.weight_shape, device="cpu"), torch.zeros(spec.out_channels, device="cpu"))
+            for spec in step.layers
+        ]
         for step in plan.steps
     }
     return rewrite_model(model, plan, zeros)

@@ -78,11 +78,11 @@ class Site:
         layer = self.layer
         width, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         rows = slice(group * out, (group + 1) * out)
-        channels = torch.arange(group * width, (group + 1) * width)
-        entries = (torch.arange(layer.offsets)[:, None] * layer.in_channels + channels).flatten()
+        channels = torch.arange(group * width, (group + 1) * width, device="cpu")
+        entries = (torch.arange(layer.offsets, device="cpu")[:, None] * layer.in_channels + channels).flatten()
         part = layer.named(layer.name, in_channels=width, out_channels=out, groups=1)
         bias = None if self.bias is None else self.bias[rows]
-        statistics = self.statistics.take(entries, torch.arange(rows.start, rows.stop))
+        statistics = self.statistics.take(entries, torch.arange(rows.start, rows.stop, device="cpu"))
         return replace(self, layer=part, weight=self.weight[rows], bias=bias, statistics=statistics)
 
     @property
@@ -121,7 +121,7 @@ class Site:
 
     def predict_loss_of_projection(self, projection: Tensor) -> float:
         """The same for ``W~ = P W`` with ``P (out, out)``: found from the outputs, without the inputs' covariance."""
-        dropped = torch.eye(len(projection), dtype=projection.dtype) - projection
+        dropped = torch.eye(len(projection), dtype=projection.dtype, device="cpu") - projection
         return loss_of(dropped, torch.zeros_like(dropped), self.output_covariance(), self.curvature())
 
     def corrected_bias(self, approximation: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def read_shape(text: str) -> Tensor:
         raise InputError(
             f"--input: got '{text}'; expected numbers with x between them. Write for instance 1x3x224x224."
         )
-    return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0))
+    return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def read_calibration_file(name: str) -> Tensor:

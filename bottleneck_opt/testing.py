@@ -70,7 +70,7 @@ def rewrite_everything(
     found = find_passes(passes)
     with undisturbed(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        subject = prepare_subject(original, Request(inputs, None, 32, None, 0, include, None))
+        subject = prepare_subject(original, Request(inputs, None, 32 if calibrate else 1, None, 0, include, None))
         sites = make_sites(subject.working, subject.traced, subject.candidates, _collect(subject, calibrate=calibrate))
         offers = ((site, ask_full_rank(site, found)) for site in sites)
         chosen = {site.path: (site, priced) for site, priced in offers if priced is not None}

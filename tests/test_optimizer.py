@@ -755,8 +755,8 @@ def test_the_callers_default_device_does_not_matter() -> None:
 def test_a_lazy_model_is_built_in_the_result_and_stays_lazy_itself() -> None:
     net = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.LazyConv2d(16, 3))
     result = run(net)
-    assert result.model[0].in_channels == 3
-    assert net[0].in_channels == 0
+    assert result.model.get_submodule("0").in_channels == 3
+    assert net.get_submodule("0").in_channels == 0
 
 
 def test_functions_on_parameters_are_named_with_their_line_and_rewritten_in_the_graph_view() -> None:

@@ -22,7 +22,7 @@ from bottleneck_opt.calibration_data import CalibrationData, largest_value, plac
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
 from bottleneck_opt.layers import LayerSpec
-from bottleneck_opt.patches import count_positions, take_patches, take_pixels
+from bottleneck_opt.patches import count_positions, fit_output_size, take_patches, take_pixels
 from bottleneck_opt.probing import Arguments, capture_operation
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale, Statistics, empty_moments
@@ -238,6 +238,8 @@ class _Sums:
         positions = self._choose_positions(y)
         if layer.subclass:
             layer, x = _see_operation(module, args, kwargs)
+        if layer.transposed:
+            layer = fit_output_size(layer, x, y)
         self._inputs = _add_samples(self._inputs, take_patches(layer, x, positions))
         self._outputs = _add_samples(self._outputs, take_pixels(self._layer, y, positions))
 

@@ -65,9 +65,9 @@ class Factored(nn.Sequential):
     def merge(self) -> Tensor:
         """The weight that the factors multiply out to, in the old layer's own shape. Gradients reach the factors."""
         layers = list(self.children())
-        specs = [spec for layer in layers if (spec := describe_layer(layer)) is not None]
+        specs = [describe_layer(layer) for layer in layers]
         kernels = [to_plain(spec, layer.weight) for spec, layer in zip(specs, layers, strict=True)]  # type: ignore[arg-type]
-        return to_module(self._replaced, merge_kernels(specs, kernels))
+        return to_module(self._replaced, merge_kernels(specs, kernels))  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What it stands for, shown when the model is printed."""

@@ -227,4 +227,5 @@ def balance(factors: Factors) -> Factors:
 def loss_of(weight: Tensor, approximation: Tensor, covariance: Tensor, curvature: Tensor) -> float:
     """``tr(G D S D^T)`` for ``D`` the difference of two weights ``(out, width)``."""
     difference = weight - approximation
-    return float(torch.einsum("oi,oi->", curvature @ difference, difference @ covariance))
+    loss = float(torch.einsum("oi,oi->", curvature @ difference, difference @ covariance))
+    return max(loss, 0.0)  # rounding may leave a little less than nothing

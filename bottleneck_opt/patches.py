@@ -52,6 +52,13 @@ def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
     return chosen.permute(0, 2, 3, 1).reshape(-1, layer.offsets * layer.in_channels)
 
 
+def fit_output_size(layer: LayerSpec, x: Tensor, y: Tensor) -> LayerSpec:
+    """A transposed layer with the output padding that made ``y`` from ``x``: the call may have asked for a size."""
+    axes = len(layer.kernel)
+    least = layer.named(layer.name, output_padding=(0,) * axes).output_size(x.shape[-axes:])
+    return layer.named(layer.name, output_padding=tuple(n - m for n, m in zip(y.shape[-axes:], least, strict=True)))
+
+
 def pad_input(layer: LayerSpec, x: Tensor) -> Tensor:
     """The input ``(batch, channels, *size)`` of a plain convolution with the layer's own padding applied."""
     amounts = [amount for axis in reversed(layer.padding_amounts()) for amount in axis]

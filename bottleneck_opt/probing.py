@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from bottleneck_opt.inputs import map_tensors
 from bottleneck_opt.kernels import to_module, to_plain
-from bottleneck_opt.layers import LINEAR, LayerSpec, build_layer, describe_layer, is_stock
+from bottleneck_opt.layers import LINEAR, LayerSpec, build_layer, describe_layer, find_fault, is_stock
 
 _TOLERANCE = 1e-4
+_SCALES = (1.0, 100.0)  # limits on the input or output show on large values only
 _PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _OPERATIONS: Mapping[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
@@ -119,9 +121,11 @@ def probe_layer(module: nn.Module, calls: Sequence[Arguments]) -> Probe | str:
         return "its input is handed over under a name of its own"
     if any(not isinstance(call.input, Tensor) or not call.input.is_floating_point() for call in calls):
         return "its input is not a tensor of floating numbers"
+    module = copy.deepcopy(module, {id(each): each for each in module.parameters()})  # some layers count their calls
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trials = [call.with_input(torch.randn_like(call.input)) for call in _distinct(calls)]
+        distinct = _distinct(calls)
+        trials = [call.with_input(scale * torch.randn_like(call.input)) for scale in _SCALES for call in distinct]
         try:
             return _probe_stock(module, trials) or _probe_kept(module, trials)
         except Exception as error:  # the layer's own forward; whatever it raises is its reason
@@ -142,11 +146,25 @@ def _probe_stock(module: nn.Module, trials: Sequence[Arguments]) -> Probe | None
         return None
     if any(len(trial.args) > 1 or trial.kwargs.keys() - {"input"} for trial in trials):
         return None
-    stand_in = build_layer(first.layer, device=first.weight.device, dtype=first.weight.dtype)
-    _set_weights(stand_in, first.weight, first.bias)
-    if not _same(module, trials, lambda trial: stand_in(trial.input)):
-        return None
-    return Probe(first.layer, to_plain(first.layer, first.weight), first.bias)
+    for layer in _stock_layers(module, first.layer):
+        stand_in = build_layer(layer, device=first.weight.device, dtype=first.weight.dtype)
+        _set_weights(stand_in, first.weight, first.bias)
+        if _same(module, trials, partial(_run_stand_in, stand_in)):
+            return Probe(layer, to_plain(layer, first.weight), first.bias)
+    return None
+
+
+def _run_stand_in(stand_in: nn.Module, trial: Arguments) -> Any:
+    return stand_in(trial.input)
+
+
+def _stock_layers(module: nn.Module, reached: LayerSpec) -> list[LayerSpec]:
+    """What the layer may be: what reached the operation, or that with the layer's own padding before it."""
+    own = describe_layer(module)
+    if own is None or own.padding_mode == "zeros":
+        return [reached]
+    padded = reached.named("conv", padding=own.padding, padding_mode=own.padding_mode)
+    return [reached, padded] if find_fault(padded) == "" else [reached]
 
 
 def _probe_kept(module: nn.Module, trials: Sequence[Arguments]) -> Probe | str:

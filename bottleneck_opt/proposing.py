@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bottleneck_opt.costs import price_layers
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import PassError
-from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
 from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
 from bottleneck_opt.plan import Step
@@ -69,7 +69,7 @@ def make_sites(
                 weight=kernel,
                 bias=bias,
                 input_shapes=inputs,
-                cost=price_layers([layer], inputs, outputs),
+                cost=_cost_before(working.get_submodule(path), layer, calls),
                 statistics=statistics.layers[path],
                 examples=statistics.examples,
                 fallback_curvature=fallback,
@@ -81,6 +81,12 @@ def make_sites(
             )
         )
     return made
+
+
+def _cost_before(module: nn.Module, layer: LayerSpec, calls: Sequence[Node]) -> Cost:
+    """What really ran and goes away: a normalised layer has more parameters than what it computes."""
+    params = layer.params if layer.subclass else sum(parameter.numel() for parameter in module.parameters())
+    return Cost(macs=sum(call.cost.macs for call in calls), params=params)
 
 
 def read_weights(module: nn.Module, layer: LayerSpec, probe: Probe | None) -> tuple[Tensor, Tensor | None]:

@@ -101,7 +101,8 @@ def _set_up(working: nn.Module, inputs: Inputs, candidates: Candidates) -> _Stag
     model = copy_model(working)
     stand_ins = {path: _make_stand_in(model, candidates, path) for path in candidates.layers}
     expected = _run(model, inputs, candidates.names)
-    return _Stage(model, inputs, candidates.names, stand_ins, expected, _TOLERANCE[next(model.parameters()).dtype])
+    dtype = torch.promote_types(torch.float32, next(p.dtype for p in model.parameters() if p.is_floating_point()))
+    return _Stage(model, inputs, candidates.names, stand_ins, expected, _TOLERANCE[dtype])
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,9 @@ class _Stage:
         ignored = self._find_ignored(paths, got)
         if ignored:
             return ignored
-        differing = self._find_differing(paths, got)
-        if differing is not None:
-            return {differing: Skip("the model gives it another input, or uses it otherwise, when it is replaced")}
-        if self._outputs_differ(got):
-            path, _ = self._narrow_down(paths, lambda trace: "differs" if self._outputs_differ(trace) else "")
-            return {path: Skip("the model's output changes when it is replaced by layers that compute the same")}
+        if self._find_change(got):
+            path, change = self._narrow_down(paths, self._find_change)
+            return {path: Skip(change)}
         return {}
 
     def _try(self, paths: Sequence[str]) -> _Trace:
@@ -156,14 +154,19 @@ class _Stage:
                 "let the model find its layers by their names alone",
             )
             for path in paths
-            if before[path] != after[path]
+            if before[path] > after[path]
         }
 
-    def _find_differing(self, paths: Sequence[str], got: _Trace) -> str | None:
-        for (path, before), (_, after) in zip(self.expected.layers, got.layers, strict=False):
-            if path in paths and (before.shape != after.shape or not self._close(before.values, after.values)):
-                return path
-        return None
+    def _find_change(self, got: _Trace) -> str:
+        """How a run differs from the one before, in words; empty when it does not."""
+        if [path for path, _ in got.layers] != [path for path, _ in self.expected.layers]:
+            return "the model calls its layers otherwise when it is replaced"
+        pairs = ((before, after) for (_, before), (_, after) in zip(self.expected.layers, got.layers, strict=True))
+        if any(one.shape != other.shape or not self._close(one.values, other.values) for one, other in pairs):
+            return "the model gives it or a layer after it another input, or uses it otherwise, when it is replaced"
+        if self._outputs_differ(got):
+            return "the model's output changes when it is replaced by layers that compute the same"
+        return ""
 
     def _outputs_differ(self, got: _Trace) -> bool:
         if got.failure or len(got.outputs) != len(self.expected.outputs):

@@ -77,7 +77,12 @@ def rewrite_everything(
         plan = _make_plan(original, tuple(each.name for each in found), subject.traced, chosen.values())
         weights = {path: priced.option.fill() for path, (_, priced) in chosen.items()}
         done = apply_plan(subject, plan, weights)
-    unasked = {site.path: Skip("no chosen pass has options for it") for site in sites if site.path not in chosen}
+    unasked = {
+        name: Skip("no chosen pass has options for it")
+        for site in sites
+        if site.path not in chosen
+        for name in site.names
+    }
     return FullRankRewrite(done.model, plan, subject.traced, {**subject.candidates.refused, **unasked})
 
 

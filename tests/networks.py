@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bottleneck_opt.outcome import Verification
 
@@ -25,7 +26,7 @@ def seeded(make: Callable[[], M], seed: int = 0, dtype: torch.dtype = torch.floa
 
 def _wake_statistics(module: nn.Module) -> None:
     """Running statistics and scales unlike those of a new batch norm, which does nothing."""
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         assert module.running_mean is not None
         assert module.running_var is not None
         module.running_mean.normal_(std=0.2)
@@ -160,6 +161,41 @@ class ReadsLayer(nn.Module):
         assert y.shape[2] == x.shape[2] // self.conv.stride[0]
         out: Tensor = y * float(self.conv.kernel_size[0])
         return out
+
+
+class Tied(nn.Module):
+    """Two convolutions that share all their weights."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.second = conv(width, width), conv(width, width)
+        self.second.weight, self.second.bias = self.first.weight, self.first.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.tanh(self.first(x)))
+        return out
+
+
+class Upsampling(nn.Module):
+    """Halves its input and asks for the old size again, which the sizes alone do not tell."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, stride=2)
+        self.up = nn.ConvTranspose2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(torch.tanh(self.down(x)), output_size=x.shape[-2:])
+        return out
+
+
+def counted_by_torch(model: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds by torch's own counter, which counts FLOPs, two each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    flops = int(counter.get_total_flops())
+    assert flops % 2 == 0
+    return flops // 2
 
 
 def measured(verification: Verification) -> float:

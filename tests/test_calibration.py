@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bottleneck_opt import calibration
@@ -20,10 +19,11 @@ from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.eligibility import find_candidates
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LayerSpec, describe_layer
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
-from bottleneck_opt.patches import pad_input, take_patches, take_pixels
+from bottleneck_opt.patches import take_patches
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import make_sites, make_step, propose
 from bottleneck_opt.rewriting import rewrite_model
@@ -31,7 +31,8 @@ from bottleneck_opt.statistics import LayerStatistics, OutputScale, Statistics
 from bottleneck_opt.tracing import trace_working
 from bottleneck_opt.verification import measure_change
 from bottleneck_opt.working_copy import working_copy
-from tests.networks import Computes, classifier, conv, noise, seeded
+from tests.layer_samples import Covering, convolutions, input_shape, plain_kernel, relative_gap, spec_of
+from tests.networks import Computes, Tied, classifier, conv, noise, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 UNIT = (OutputScale(1.0, 1, 1),)
@@ -60,71 +61,6 @@ def collect(
     return collect_statistics(net, specs(net, *paths), batches(x), sampling, **options)
 
 
-# -- patches ------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def layers(draw: st.DrawFn) -> nn.Conv2d:
-    padding: Any = draw(st.sampled_from(["same", "valid", 0, 1, (2, 1)]))
-    stride: Any = 1 if padding == "same" else draw(st.sampled_from([1, 2, (1, 3)]))
-    dilation: Any = draw(st.sampled_from([1, 2, (1, 2)]))
-    return nn.Conv2d(
-        draw(st.integers(1, 3)), 2, draw(st.sampled_from([(3, 3), (1, 3), (2, 4), (1, 1)])), stride=stride,
-        padding=padding, dilation=dilation, dtype=torch.float64,
-        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
-    )  # fmt: skip
-
-
-@given(layers())
-@settings(deadline=None, max_examples=80, derandomize=True)
-def test_patches_are_those_of_unfold(layer: nn.Conv2d) -> None:
-    spec = describe_layer(layer)
-    assert spec is not None
-    x = noise(2, layer.in_channels, 9, 10)
-    y = layer(x).detach()
-    positions = torch.arange(y[0, 0].numel())
-    patches = take_patches(spec, x, positions)
-    unfolded = F.unfold(pad_input(spec, x), spec.kernel, spec.dilation, 0, spec.stride)
-    by_channel = unfolded.view(2, layer.in_channels, spec.offsets, -1)
-    torch.testing.assert_close(patches, by_channel.permute(0, 3, 2, 1).reshape(patches.shape))
-
-
-@given(layers())
-@settings(deadline=None, max_examples=80, derandomize=True)
-def test_weight_times_patch_is_the_layers_output(layer: nn.Conv2d) -> None:
-    spec = describe_layer(layer)
-    assert spec is not None
-    assert layer.bias is not None
-    x = noise(2, layer.in_channels, 9, 10)
-    y = layer(x).detach()
-    positions = torch.randperm(y[0, 0].numel())[:5]
-    flat = layer.weight.detach().flatten(2).transpose(1, 2).flatten(1)
-    computed = take_patches(spec, x, positions) @ flat.T + layer.bias.detach()
-    torch.testing.assert_close(computed, take_pixels(spec, y, positions))
-
-
-@pytest.mark.parametrize("shape", [(4,), (3, 4), (3, 5, 4), (2, 3, 5, 4)])
-def test_rows_of_a_linear(shape: tuple[int, ...]) -> None:
-    layer, x = nn.Linear(4, 2, dtype=torch.float64), noise(*shape)
-    spec = describe_layer(layer)
-    assert spec is not None
-    assert layer.bias is not None
-    everywhere = torch.arange(x.numel() // 4 // (shape[0] if len(shape) > 1 else 1))
-    computed = take_patches(spec, x, everywhere) @ layer.weight.detach().T + layer.bias.detach()
-    torch.testing.assert_close(computed, take_pixels(spec, layer(x).detach(), everywhere))
-    assert computed.numel() == layer(x).numel()
-
-
-def test_an_image_without_a_batch_axis() -> None:
-    layer, x = conv(3, 2).double(), noise(3, 6, 6)
-    spec = describe_layer(layer)
-    assert spec is not None
-    everywhere = torch.arange(36)
-    torch.testing.assert_close(take_patches(spec, x, everywhere), take_patches(spec, x[None], everywhere))
-    y = layer(x).detach()
-    torch.testing.assert_close(take_pixels(spec, y, everywhere), take_pixels(spec, y[None], everywhere))
-
-
 # -- moments ------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +80,39 @@ def test_output_covariance_follows_from_that_of_the_patches() -> None:
     weight = net.get_submodule("2").get_parameter("weight").detach().flatten(2).transpose(1, 2).flatten(1)
     layer = collect(net, x, "2").layers["2"]
     torch.testing.assert_close(layer.outputs.covariance(), weight @ layer.inputs.covariance() @ weight.T)
+
+
+def relation_gap(net: nn.Module, x: Tensor, path: str, layer: nn.Module) -> float:
+    """How far the outputs' covariance is from what the patches' covariance and the kernel make of it."""
+    found = collect(net, x, path).layers[path]
+    spec = spec_of(layer)
+    kernel = spread_groups(plain_kernel(layer), spec.groups).reshape(spec.out_channels, spec.in_channels, spec.offsets)
+    flat = kernel.transpose(1, 2).flatten(1)
+    return relative_gap(flat @ found.inputs.covariance() @ flat.T, found.outputs.covariance())
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_patches_and_outputs_of_every_kind_of_layer_belong_together(layer: nn.Module) -> None:
+    assert relation_gap(nn.Sequential(layer), noise(*input_shape(layer, 5)), "0", layer) < 1e-9
+
+
+def test_patches_of_a_layer_that_pads_by_itself_are_those_of_the_padded_input() -> None:
+    layer = Covering(3, 4, 3, stride=2).double()
+    assert relation_gap(nn.Sequential(layer), noise(5, 3, 8, 8), "0", layer) < 1e-9
+
+
+def test_patches_of_a_transposed_layer_are_those_of_the_size_it_was_asked_for() -> None:
+    net = seeded(lambda: Computes(lambda net, x: net.up(x, output_size=(8, 8)), up=nn.ConvTranspose2d(3, 4, 3, 2)))
+    assert relation_gap(net, noise(5, 3, 3, 3), "up", net.get_submodule("up")) < 1e-9
+
+
+def test_twins_are_watched_as_one_layer() -> None:
+    net, x = seeded(lambda: Tied(4)), noise(6, 4, 5, 5)
+    both = collect(net, x, "first", names={"first": ("first", "second")}).layers["first"]
+    single = [collect(net, x, path).layers[path] for path in ("first", "second")]
+    assert both.inputs.count == 2 * single[0].inputs.count
+    torch.testing.assert_close(both.inputs.total, single[0].inputs.total + single[1].inputs.total)
 
 
 @pytest.mark.usefixtures("few_positions")

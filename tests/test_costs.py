@@ -1,30 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.utils import parametrizations
 
 from bottleneck_opt.costs import list_uncounted, price_layers, price_operation
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.layers import describe_layer
+from bottleneck_opt.testing import rewrite_everything
 from bottleneck_opt.tracing import trace
-from tests.networks import Computes, Repeated, Residual, classifier, conv, noise, seeded
+from tests.layer_samples import Covering, convolutions, has_form, input_shape, spec_of
+from tests.networks import Computes, Repeated, Residual, Upsampling, classifier, conv, counted_by_torch, noise, seeded
 from tests.torchvision_models import build
 
-
-def counted_by_torch(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds by torch's own counter, which counts FLOPs, two each."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
-    flops = int(counter.get_total_flops())
-    assert flops % 2 == 0
-    return flops // 2
-
-
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 MODELS = {
     "resnet18": 64, "googlenet": 64, "mobilenet_v3_small": 64, "densenet121": 64, "convnext_tiny": 32, "swin_t": 64,
     "efficientnet_b0": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "inception_v3": 96,
@@ -146,6 +142,50 @@ def test_prices_of_layers_without_running_them_are_those_of_a_run(layer: nn.Modu
     assert spec is not None
     ran = trace(nn.Sequential(layer), x).cost
     assert price_layers([spec], [x.shape]) == Cost(ran.macs, ran.params)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=80, derandomize=True)
+def test_prices_of_convolutions_of_every_kind_are_those_of_torch(layer: nn.Module) -> None:
+    x = noise(*input_shape(layer))
+    params = sum(parameter.numel() for parameter in layer.parameters())
+    assert price_layers([spec_of(layer)], [x.shape]) == Cost(counted_by_torch(layer, x), params)
+
+
+@given(convolutions(), st.sampled_from(["reduce", "expand"]))
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_prices_of_replacements_of_every_kind_are_those_of_torch(layer: nn.Module, form: str) -> None:
+    assume(has_form(layer, form))
+    x = noise(*input_shape(layer))
+    done = rewrite_everything(nn.Sequential(layer), x, passes=[form])
+    assert done.plan.after.macs == counted_by_torch(done.model, x)
+    assert done.plan.after.params == sum(parameter.numel() for parameter in done.model.parameters())
+
+
+SIZED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "a size asked for": (Upsampling, (1, 8, 8, 8)),
+    "padding of its own": (lambda: Covering(8, 6, 4, 3), (1, 8, 8, 9)),
+}
+
+
+@pytest.mark.parametrize("form", ["reduce", "expand"])
+@pytest.mark.parametrize("name", SIZED)
+def test_prices_follow_the_sizes_that_really_came_out(name: str, form: str) -> None:
+    make, shape = SIZED[name]
+    net, x = seeded(lambda: nn.Sequential(make())), noise(*shape)
+    done = rewrite_everything(net, x, passes=[form])
+    assert done.plan.steps
+    assert done.plan.before.macs == counted_by_torch(net, x)
+    assert done.plan.after.macs == counted_by_torch(done.model, x)
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_the_plan_counts_what_a_normalised_layer_really_had(norm: Any) -> None:
+    net, x = seeded(lambda: nn.Sequential(norm(conv(4, 6)))), noise(1, 4, 8, 8)
+    done = rewrite_everything(net, x)
+    made = trace(done.model, x).cost
+    assert (done.plan.before.params, done.plan.before.macs) == (trace(net, x).cost.params, trace(net, x).cost.macs)
+    assert (done.plan.after.params, done.plan.after.macs) == (made.params, made.macs)
 
 
 def test_prices_of_layers_in_a_row_add_up_over_calls() -> None:

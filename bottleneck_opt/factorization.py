@@ -8,6 +8,7 @@ network's output, to first order. All tensors are float64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,18 +162,74 @@ def _basis_for_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> 
 
 
 def _reduce_losses(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> Tensor:
-    """Loss at every rank, from one Cholesky factor: rows are rank-major, so its leading blocks are the lower ranks."""
+    """Loss at every rank: the explained energy of the leading rows is that of the lower ranks."""
+    explained, total = _explain(weight, covariance, curvature, projection)
+    kept = explained.square().sum(1).view(-1, weight.shape[1]).sum(1).cumsum(0)
+    return (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+
+
+def _explain(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """``Z (rank * offsets, out)``: ``Z^T Z`` of its first ``r * offsets`` rows is what rank r keeps; and the total.
+
+    One Cholesky factor does for all ranks: rows are rank-major, so its leading blocks belong to the lower ranks.
+    """
     out, offsets, width = weight.shape
     flat = weight.reshape(out, -1)
     felt = flat.T @ cholesky(curvature)
     crossed = covariance @ felt
     projected = project_covariance(covariance, projection, offsets)
     target = _rank_major(projection, crossed.view(offsets, width, out))
-    lower = cholesky(projected)
-    solved = torch.linalg.solve_triangular(lower, target, upper=False)
-    kept = solved.square().sum(1).view(-1, offsets).sum(1).cumsum(0)
-    total = torch.einsum("wo,wo->", felt, crossed)
-    return (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+    explained = torch.linalg.solve_triangular(cholesky(projected), target, upper=False)
+    return explained, torch.einsum("wo,wo->", felt, crossed)
+
+
+@dataclass(frozen=True)
+class TuckerFit:
+    """``W ~ last core (I kron first)`` on a grid of both ranks.
+
+    Attributes:
+        losses: For each first rank, the loss at second rank 0, 1, ... ``(out + 1,)``.
+    """
+
+    losses: Mapping[int, Tensor]
+    _projection: Tensor
+    _bases: Mapping[int, Tensor]
+    _lower: Tensor
+
+    def loss(self, before: int, after: int) -> float:
+        """The loss at these two ranks."""
+        return float(self.losses[before][after])
+
+    def factors(self, before: int, after: int, weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``first (before, in)``, ``core (after, offsets, before)`` and ``last (out, after)``, balanced."""
+        projection, basis = self._projection[:before], self._bases[before][:, :after]
+        second = refit_second(weight, covariance, projection)
+        narrow = torch.einsum("oa,oqr->aqr", self._lower @ basis, second)
+        last = torch.linalg.solve_triangular(self._lower.T, basis, upper=True)
+        outer = balance(Factors(narrow, last))
+        inner = balance(Factors(projection, outer.first))
+        return inner.first, inner.second, outer.second
+
+
+def fit_tucker(weight: Tensor, covariance: Tensor, curvature: Tensor, ranks: Sequence[int]) -> TuckerFit:
+    """Both factors around a narrow kernel: the first from :func:`fit_reduce`, the last the optimum for it.
+
+    Args:
+        weight: ``(out, offsets, in)``.
+        covariance: ``S (offsets * in, offsets * in)``, shrunk.
+        curvature: ``G (out, out)``, damped.
+        ranks: The first ranks to fit; each costs one decomposition ``(out, out)``.
+    """
+    projection = _basis_for_reduce(weight, covariance, curvature)
+    explained, total = _explain(weight, covariance, curvature, projection)
+    losses, bases = {}, {}
+    for rank in ranks:
+        rows = explained[: rank * weight.shape[1]]
+        energy, basis = torch.linalg.eigh(rows.T @ rows)
+        kept = energy.flip(0).clamp_min(0).cumsum(0)
+        losses[rank] = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+        bases[rank] = basis.flip(1)
+    return TuckerFit(losses, projection, bases, cholesky(curvature))
 
 
 def project_covariance(covariance: Tensor, projection: Tensor, offsets: int) -> Tensor:

@@ -7,7 +7,6 @@ the kernel turned round (Dumoulin and Visin 2016). So everything that is fitted,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -58,10 +57,10 @@ def spread_groups(kernel: Tensor, groups: int) -> Tensor:
 
 
 def merge_kernels(specs: Sequence[LayerSpec], kernels: Sequence[Tensor]) -> Tensor:
-    """The plain kernel that layers in a row multiply out to, where all but one of them are 1x1 (or Linears).
+    """The plain kernel that layers in a row multiply out to.
 
     Args:
-        specs: The layers, all with the same number of groups.
+        specs: The layers, all with the same number of groups; along each axis at most one of them is longer than 1.
         kernels: Their plain kernels.
     """
     groups = specs[0].groups
@@ -72,10 +71,11 @@ def merge_kernels(specs: Sequence[LayerSpec], kernels: Sequence[Tensor]) -> Tens
 
 
 def _merge_two(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    before = first.reshape(groups, -1, *first.shape[1:])
-    after = second.reshape(groups, -1, *second.shape[1:])
-    if math.prod(second.shape[2:]) == 1:
-        merged = torch.einsum("gor,gri...->goi...", after.reshape(after.shape[:3]), before)
-    else:
-        merged = torch.einsum("gor...,gri->goi...", after, before.reshape(before.shape[:3]))
-    return merged.flatten(0, 1)
+    before = first.reshape(groups, -1, first.shape[1], first.shape[2:].numel())
+    after = second.reshape(groups, -1, second.shape[1], second.shape[2:].numel())
+    merged = torch.einsum("gora,grib->goiab", after, before).flatten(0, 1)
+    pairs = [*zip(second.shape[2:], first.shape[2:], strict=True)]
+    axes = len(pairs)
+    apart = merged.reshape(*merged.shape[:2], *second.shape[2:], *first.shape[2:])
+    together = apart.permute(0, 1, *(place for axis in range(axes) for place in (2 + axis, 2 + axes + axis)))
+    return together.reshape(*merged.shape[:2], *(one * other for one, other in pairs))

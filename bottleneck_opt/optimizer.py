@@ -20,6 +20,7 @@ from bottleneck_opt.outcome import Speed, Verification
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
+from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.sites import Pass, Weights
@@ -98,7 +99,9 @@ def optimize(
             reason = main_reason(subject.traced, subject.candidates)
             allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
             plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
-        rewritten = _rewrite(subject, plan, allocation, stages)
+        refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, stages)
+        with stages.stage("rewrite"):
+            rewritten = apply_plan(subject, plan, refitted.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
         verification = _verify(subject, rewritten, plan, statistics, evaluate, stages)
     return Result(
@@ -109,12 +112,19 @@ def optimize(
         verification=verification,
         budget_met=met,
         notes=list_notes(
-            subject, proposals, allocation, rewritten, budget=plan.budget, measured=verification.measured_change
+            subject,
+            proposals,
+            allocation,
+            rewritten,
+            refitted,
+            budget=plan.budget,
+            measured=verification.measured_change,
         ),
         seconds=tuple(stages.seconds),
         provenance=describe_run(subject, plan),
         model=rewritten.model,
         graph_module=rewritten.graph_module,
+        corrections=refitted.corrections,
     )
 
 
@@ -181,14 +191,25 @@ def _make_steps(proposals: Sequence[Proposal], allocation: Allocation) -> list[S
     ]
 
 
-def _rewrite(subject: Subject, plan: Plan, allocation: Allocation, stages: Stages) -> Rewritten:
+def _fill(plan: Plan, allocation: Allocation, stages: Stages) -> dict[str, Sequence[Weights]]:
+    """The chosen options' weights, by path."""
     chosen = [priced for priced in allocation.chosen if priced is not None]
     weights: dict[str, Sequence[Weights]] = {}
-    with stages.stage("rewrite", total=len(chosen)) as advance:
+    with stages.stage("fit", total=len(chosen)) as advance:
         for step, priced in zip(plan.steps, chosen, strict=True):
             weights[step.path] = priced.option.fill()
             advance()
-        return apply_plan(subject, plan, weights)
+    return weights
+
+
+def _refit(
+    subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]], proposals: Sequence[Proposal],
+    stages: Stages,
+) -> Refitted:  # fmt: skip
+    sites = {proposal.site.path: proposal.site for proposal in proposals}
+    curvatures = {step.path: sites[step.path].curvature() for step in plan.steps}
+    with stages.stage("refit", total=len(plan.steps)) as advance:
+        return refit(subject.working, subject.traced, plan, weights, curvatures, subject.data, advance)
 
 
 def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:

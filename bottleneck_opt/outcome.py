@@ -98,6 +98,23 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What refitting did to one layer.
+
+    Attributes:
+        path: The layer.
+        before, after: Squared error of its output on the held-out examples, as the network's output feels it, relative
+            to the output itself.
+        accepted: Whether the correction was made.
+    """
+
+    path: str
+    before: float
+    after: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The numbers and graphs of one optimisation.
 
@@ -110,6 +127,7 @@ class Outcome:
         notes: Everything a careful user should know.
         seconds: How long each stage took, in order.
         provenance: What it was made from.
+        corrections: What refitting did to each rewritten layer, in the order they run.
     """
 
     plan: Plan
@@ -121,3 +139,4 @@ class Outcome:
     notes: tuple[str, ...]
     seconds: tuple[tuple[str, float], ...]
     provenance: Provenance
+    corrections: tuple[Correction, ...]

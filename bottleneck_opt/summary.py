@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from bottleneck_opt.applying import Rewritten
 from bottleneck_opt.outcome import Provenance
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Proposal, name_unfelt
+from bottleneck_opt.refitting import Refitted
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
@@ -33,14 +35,15 @@ def list_checks(plan: Plan, rewritten: Rewritten) -> tuple[str, ...]:
 
 
 def list_notes(
-    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten, *,
-    budget: str, measured: float | None,
+    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten,
+    refitted: Refitted, *, budget: str, measured: float | None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Where numbers come from, what was assumed, and what was not reached."""
     notes = [*subject.notes, *subject.traced.notes, *rewritten.notes]
     if subject.data.noise:
         notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
     notes.extend(_unfelt_notes(proposals))
+    notes.extend(_refit_notes(refitted))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")
     if not any(allocation.chosen):
@@ -57,6 +60,20 @@ def list_notes(
     if allocation.gap > 0:
         notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
     return tuple(notes)
+
+
+def _refit_notes(refitted: Refitted) -> list[str]:
+    """How many layers were fitted again to the original's outputs, and why the others were not."""
+    kept = sum(not each.accepted for each in refitted.corrections)
+    reasons = Counter(refitted.skipped.values())
+    if kept:
+        reasons["it did not help on the held-out examples"] = kept
+    if not reasons:
+        return []
+    why = "; ".join(f"{count} because {reason}" for reason, count in reasons.items())
+    return [
+        f"refitted to the original's outputs: {len(refitted.corrections) - kept} layers; left as first fitted: {why}"
+    ]
 
 
 def _unfelt_notes(proposals: Sequence[Proposal]) -> list[str]:

@@ -15,11 +15,13 @@ from bottleneck_opt.kernels import merge_kernels, spread_groups, to_module, to_p
 from bottleneck_opt.layers import LINEAR, LayerSpec, describe_layer
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.passes.spatial import Spatial
+from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.patches import count_positions, pad_input, take_patches, take_pixels
 from bottleneck_opt.sites import Option, Pass, Site
 from bottleneck_opt.statistics import LayerStatistics, Moments
 
-PASSES: dict[str, Pass] = {"reduce": Reduce(), "expand": Expand()}
+PASSES: dict[str, Pass] = {each.name: each for each in (Reduce(), Expand(), Tucker(), Spatial())}
 
 
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -84,6 +86,10 @@ def input_shape(layer: nn.Module, batch: int = 2, *, grown: int = 0) -> tuple[in
 def has_form(layer: nn.Module, name: str) -> bool:
     """Whether the pass of that name has options for the layer."""
     spec = spec_of(layer)
+    if name == "spatial":
+        return sum(length > 1 for length in spec.kernel) > 1 and spec.in_channels > spec.groups
+    if name == "tucker":
+        return spec.offsets > 1 and spec.in_channels > spec.groups == 1
     if name == "reduce":
         return spec.offsets > 1 and spec.in_channels > spec.groups
     return spec.out_channels > spec.groups
@@ -159,10 +165,16 @@ def moments(samples: Tensor) -> Moments:
     return Moments(len(samples), samples.sum(0), float(samples.square().sum()), samples.T @ samples)
 
 
-def offer(site: Site, name: str, rank: int | None = None) -> Option:
-    """The pass's option at a rank, the full one by default."""
+def offers(site: Site, name: str) -> list[Option]:
+    """All options of the pass."""
     answer = PASSES[name].propose(site)
     assert isinstance(answer, list)
+    return answer
+
+
+def offer(site: Site, name: str, rank: int | None = None) -> Option:
+    """The pass's option at a rank, the full one by default."""
+    answer = offers(site, name)
     wanted = answer[0].full_ranks if rank is None else (rank,)
     found: Option = next(option for option in answer if option.ranks == wanted)
     return found

@@ -179,6 +179,7 @@ def _outcome(before: Traced, after: Traced, steps: tuple[Step, ...], skipped: tu
         ("A note.",),
         (("tracing", 0.1), ("calibration", 1.5)),
         provenance,
+        (),
     )
 
 

@@ -28,6 +28,7 @@ from bottleneck_opt.factorization import (
 from bottleneck_opt.testing import full_rank_plan, rewrite_at_full_rank
 from tests.layer_samples import (
     MODES,
+    PASSES,
     compute_layer,
     convolutions,
     correlated,
@@ -37,6 +38,7 @@ from tests.layer_samples import (
     make_site,
     merged_weight,
     offer,
+    offers,
     random_curvature,
     relative_gap,
     run_option,
@@ -47,6 +49,7 @@ from tests.networks import classifier, noise, seeded
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True)
 BOTH = pytest.mark.parametrize("name", ["reduce", "expand"])
+ALL = pytest.mark.parametrize("name", sorted(PASSES))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,7 @@ def _seed() -> None:
 
 
 @PROPERTY
-@given(convolutions(), st.sampled_from(["reduce", "expand"]))
+@given(convolutions(), st.sampled_from(sorted(PASSES)))
 def test_full_rank_convolution_is_the_original(layer: nn.Module, name: str) -> None:
     assume(has_form(layer, name))
     x = torch.randn(input_shape(layer, 6), dtype=torch.float64)
@@ -69,7 +72,7 @@ def test_full_rank_convolution_is_the_original(layer: nn.Module, name: str) -> N
 
 @pytest.mark.parametrize("padding", ["same", "valid", 2])
 @pytest.mark.parametrize("mode", MODES)
-@BOTH
+@ALL
 def test_full_rank_module_is_the_original(name: str, mode: str, padding: Any) -> None:
     net = nn.Sequential(double_conv(5, 6, 3, padding=padding, padding_mode=mode, dilation=2))
     rewritten = rewrite_at_full_rank(net, noise(1, 5, 9, 9), passes=[name])
@@ -77,7 +80,7 @@ def test_full_rank_module_is_the_original(name: str, mode: str, padding: Any) ->
     assert relative_gap(rewritten(x).detach(), net(x).detach()) < 1e-9
 
 
-@BOTH
+@ALL
 def test_full_rank_network_is_the_original(name: str) -> None:
     net, x = seeded(classifier), noise(2, 3, 8, 8)
     plan, rewritten = full_rank_plan(net, x, passes=[name]), rewrite_at_full_rank(net, x, passes=[name])
@@ -116,13 +119,12 @@ def test_a_grouped_layer_of_one_offset_loses_nothing_at_full_rank() -> None:
 
 
 @PROPERTY
-@given(convolutions(), st.sampled_from(["reduce", "expand"]), st.data())
+@given(convolutions(), st.sampled_from(sorted(PASSES)), st.data())
 def test_predicted_loss_is_the_loss_of_the_weights(layer: nn.Module, name: str, data: st.DataObject) -> None:
     assume(has_form(layer, name))
     x = correlated(torch.randn(input_shape(layer, 20), dtype=torch.float64))
     site = make_site(layer, x, curvature=random_curvature(spec_of(layer).out_channels))
-    full = offer(site, name).full_ranks[0]
-    option = offer(site, name, data.draw(st.integers(1, full)))
+    option = data.draw(st.sampled_from(offers(site, name)))
     whole = loss_of(site.flat_weight, torch.zeros_like(site.flat_weight), site.covariance(), site.curvature())
     loss = loss_of(site.flat_weight, merged_weight(option, site.layer), site.covariance(), site.curvature())
     assert option.predicted_loss == pytest.approx(loss, rel=1e-6, abs=1e-9 * whole)

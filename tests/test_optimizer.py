@@ -477,7 +477,8 @@ def test_planted_low_rank_layers_are_compressed_without_any_loss() -> None:
         net.get_parameter(f"blocks.{index}.conv1.weight").data.copy_(
             torch.einsum("ork,ri->oik", kernel, noise(4, 12, seed=1)).view(12, 12, 3, 3)
         )
-    result = run(net, calibration=noise(32, 3, 8, 8, seed=1), include=["blocks.*.conv1"], budget=0.8)
+    options = {"include": ["blocks.*.conv1"], "passes": ["reduce", "expand"]}
+    result = run(net, calibration=noise(32, 3, 8, 8, seed=1), budget=0.8, **options)
     assert {(step.path, step.ranks) for step in result.plan.steps} >= {
         ("blocks.0.conv1", (4,)),
         ("blocks.1.conv1", (4,)),
@@ -531,7 +532,7 @@ def test_the_plan_is_frozen_and_survives_json() -> None:
 
 def test_stages_are_timed_in_order() -> None:
     names = [name for name, _ in run(seeded(Residual)).seconds]
-    assert names == ["trace", "calibrate", "propose", "allocate", "rewrite", "verify"]
+    assert names == ["trace", "calibrate", "propose", "allocate", "fit", "refit", "rewrite", "verify"]
 
 
 def test_progress_is_printed_as_plain_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
@@ -539,7 +540,7 @@ def test_progress_is_printed_as_plain_lines_in_a_log(capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(":")[0] for line in captured.err.splitlines()] == [
-        "trace", "calibrate", "propose", "allocate", "rewrite", "verify",
+        "trace", "calibrate", "propose", "allocate", "fit", "refit", "rewrite", "verify",
     ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def report_json(outcome: Outcome) -> str:
         },
         "layers": [dataclasses.asdict(step) for step in outcome.plan.steps],
         "skipped": [dataclasses.asdict(entry) for entry in outcome.skipped],
+        "corrections": [dataclasses.asdict(entry) for entry in outcome.corrections],
         "notes": list(outcome.notes),
         "provenance": {**dataclasses.asdict(outcome.provenance), "versions": dict(outcome.provenance.versions)},
         "seconds": [{"stage": stage, "seconds": seconds} for stage, seconds in outcome.seconds],

@@ -59,18 +59,23 @@ class ReduceFit:
     """All ranks of ``W ~ second (I kron first)`` with one 1x1 before all kernel offsets.
 
     Attributes:
-        losses: Loss at rank 0, 1, ... ``(in + 1,)``.
+        losses: Loss at rank 0, 1, ... up to the highest one wanted.
+        projection: The first factor at full rank ``(in, in)``; its leading rows are that of the lower ranks.
+        explained: ``Z (in * offsets, out)``: ``Z^T Z`` of its first ``r * offsets`` rows is what rank r keeps.
+        total: The loss at rank 0, when nothing is kept.
     """
 
     losses: Tensor
-    _projection: Tensor
+    projection: Tensor
+    explained: Tensor
+    total: Tensor
 
     def factors(self, rank: int, weight: Tensor, covariance: Tensor) -> Factors:
         """``first (rank, in)`` and ``second (out, offsets, rank)``, the second refitted to this rank.
 
         The covariance is asked for again because it is too large to be kept for every layer.
         """
-        projection = self._projection[:rank]
+        projection = self.projection[:rank]
         return balance(Factors(projection, refit_second(weight, covariance, projection)))
 
 
@@ -130,7 +135,7 @@ def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor) -> 
     return ExpandFit(losses, basis if span is None else span @ basis, lower)
 
 
-def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> ReduceFit:
+def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> ReduceFit:
     """A near-optimal nested basis for every rank, with the loss after the exact refit of the second factor.
 
     The basis is the top of ``C^1/2 (sum_pq T_pq W_p^T G W_q) C^1/2`` with ``C`` the mean covariance of an offset and
@@ -141,10 +146,13 @@ def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> ReduceF
         weight: ``(out, offsets, in)``.
         covariance: ``S (offsets * in, offsets * in)``, shrunk.
         curvature: ``G (out, out)``, damped.
+        most: The highest rank below the full one whose loss is wanted; the work grows with its third power.
     """
     projection = _basis_for_reduce(weight, covariance, curvature)
-    losses = _reduce_losses(weight, covariance, curvature, projection)
-    return ReduceFit(losses, projection)
+    explained, total = _explain(weight, covariance, curvature, projection[:most])
+    kept = explained.square().sum(1).view(-1, weight.shape[1]).sum(1).cumsum(0)
+    losses = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+    return ReduceFit(losses, projection, explained, total)
 
 
 def _basis_for_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> Tensor:
@@ -159,13 +167,6 @@ def _basis_for_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> 
     core = half @ ((inner + inner.T) / 2) @ half
     vectors: Tensor = torch.linalg.eigh(core).eigenvectors.flip(1)
     return vectors.T @ inverse_half
-
-
-def _reduce_losses(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> Tensor:
-    """Loss at every rank: the explained energy of the leading rows is that of the lower ranks."""
-    explained, total = _explain(weight, covariance, curvature, projection)
-    kept = explained.square().sum(1).view(-1, weight.shape[1]).sum(1).cumsum(0)
-    return (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
 
 
 def _explain(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,25 +212,23 @@ class TuckerFit:
         return inner.first, inner.second, outer.second
 
 
-def fit_tucker(weight: Tensor, covariance: Tensor, curvature: Tensor, ranks: Sequence[int]) -> TuckerFit:
+def fit_tucker(reduced: ReduceFit, curvature: Tensor, ranks: Sequence[int]) -> TuckerFit:
     """Both factors around a narrow kernel: the first from :func:`fit_reduce`, the last the optimum for it.
 
     Args:
-        weight: ``(out, offsets, in)``.
-        covariance: ``S (offsets * in, offsets * in)``, shrunk.
+        reduced: The fit with a first factor only.
         curvature: ``G (out, out)``, damped.
         ranks: The first ranks to fit; each costs one decomposition ``(out, out)``.
     """
-    projection = _basis_for_reduce(weight, covariance, curvature)
-    explained, total = _explain(weight, covariance, curvature, projection)
+    offsets = len(reduced.explained) // len(reduced.projection)
     losses, bases = {}, {}
     for rank in ranks:
-        rows = explained[: rank * weight.shape[1]]
+        rows = reduced.explained[: rank * offsets]
         energy, basis = torch.linalg.eigh(rows.T @ rows)
         kept = energy.flip(0).clamp_min(0).cumsum(0)
-        losses[rank] = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+        losses[rank] = (reduced.total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
         bases[rank] = basis.flip(1)
-    return TuckerFit(losses, projection, bases, cholesky(curvature))
+    return TuckerFit(losses, reduced.projection, bases, cholesky(curvature))
 
 
 def project_covariance(covariance: Tensor, projection: Tensor, offsets: int) -> Tensor:

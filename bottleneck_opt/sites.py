@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import choose_shrinkage, damp, loss_of, shrink
+from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LayerSpec
@@ -68,6 +69,11 @@ class Site:
     def flat_weight(self) -> Tensor:
         """The weight as ``(out, offsets * in)``, offset-major, the order of the patches."""
         return self.offset_weight.flatten(1)
+
+    @cached_property
+    def reduced(self) -> ReduceFit:
+        """The fit of a 1x1 before the kernel, for a site without groups; made once, for all passes that build on it."""
+        return fit_reduce(self.offset_weight, self.covariance(), self.curvature())
 
     def split(self) -> tuple[Site, ...]:
         """One site for each group, with that group's part of weight and statistics; itself without groups."""

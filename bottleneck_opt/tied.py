@@ -62,7 +62,8 @@ class TiedFit:
     def loss(self, rank: int) -> float:
         """With several groups, the errors of different groups are correlated: the loss is taken of all together."""
         if len(self.fits) == 1:
-            return float(self.fits[0].losses[rank])
+            losses = self.fits[0].losses
+            return float(losses[rank]) if rank < len(losses) else 0.0  # only the full rank is beyond the wanted ones
         return self.site.predict_loss(self.factors(rank)[2])
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,13 +77,17 @@ class TiedFit:
         return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), full
 
 
-def fit_tied(site: Site, order: Order) -> TiedFit:
-    """Fit a tied form at every rank, group by group for a grouped layer."""
+def fit_tied(site: Site, order: Order, *, most: int | None = None) -> TiedFit:
+    """Fit a tied form at every rank up to ``most`` and at the full one, group by group for a grouped layer."""
     parts = site.split()
-    fits = [
-        fit_reduce(weight_in_order(part, order), covariance_in_order(part, order), part.curvature()) for part in parts
-    ]
-    return TiedFit(site, order, parts, tuple(fits))
+    return TiedFit(site, order, parts, tuple(_fit_part(part, order, most) for part in parts))
+
+
+def _fit_part(part: Site, order: Order, most: int | None) -> ReduceFit:
+    if not order.lead:
+        return part.reduced
+    weight, covariance = weight_in_order(part, order), covariance_in_order(part, order)
+    return fit_reduce(weight, covariance, part.curvature(), most=most)
 
 
 def weight_in_order(site: Site, order: Order) -> Tensor:

@@ -33,10 +33,12 @@ class Spatial:
         if skip is not None:
             return skip
         order = _choose_order(site.layer)
-        fit = fit_tied(site, order)
-        inner = fit.parts[0].layer
-        full = min(inner.offsets // order.groups * inner.in_channels, order.groups * inner.out_channels)
-        return [_option(fit, rank, full) for rank in (*rank_steps(full), full)]
+        layer = site.layer
+        before = layer.offsets // order.groups * layer.in_channels // layer.groups
+        after = order.groups * layer.out_channels // layer.groups
+        full, most = min(before, after), before * after // (before + after)  # above it, both cost more than the layer
+        fit = fit_tied(site, order, most=most)
+        return [_option(fit, rank, full) for rank in (*(each for each in rank_steps(full) if each <= most), full)]
 
 
 def _find_told_size(site: Site) -> Skip | None:

@@ -35,7 +35,7 @@ class Tucker:
         inner, outer = site.layer.in_channels, site.layer.out_channels
         before = rank_steps(inner)
         chosen = sorted({before[index * len(before) // self.steps] for index in range(self.steps)} if before else ())
-        fit = fit_tucker(site.offset_weight, site.covariance(), site.curvature(), (*chosen, inner))
+        fit = fit_tucker(site.reduced, site.curvature(), (*chosen, inner))
         after = (*rank_steps(outer), outer)
         return [_option(site, fit, (one, two)) for one in (*chosen, inner) for two in after]
 

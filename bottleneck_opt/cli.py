@@ -67,7 +67,9 @@ def optimize_command(
     exclude: Annotated[Globs, typer.Option(help="Not these module paths (glob; may be repeated).")] = None,
     evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
-    recover: Annotated[int | None, typer.Option(help="Not in this version.")] = None,
+    recover: Annotated[
+        int | None, typer.Option(help="Steps of training towards the original's outputs, without labels, such as 300.")
+    ] = None,
     out: Out = Path("out"),
     device: Annotated[str | None, typer.Option(help="Where to calibrate and measure.")] = None,
     seed: Annotated[int, typer.Option(help="Of noise and sampling.")] = 0,

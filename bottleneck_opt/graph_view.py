@@ -1,20 +1,67 @@
-"""A model's recorded run as a module of its own, in which functions on parameters have become layers."""
+"""A model's recorded run as a ``torch.fx.GraphModule``: of the original, and of the rewritten one."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import nn
 
 from bottleneck_opt.errors import ModelError
 from bottleneck_opt.graph import Traced
+from bottleneck_opt.inputs import vary_inputs
 from bottleneck_opt.layers import LayerSpec, build_layer
+from bottleneck_opt.plan import Plan
 from bottleneck_opt.probing import describe_call, name_arguments
-from bottleneck_opt.tracing import build_graph_module, build_lazy_layers, prepare_trace, trace_working
-from bottleneck_opt.working_copy import copy_model, undisturbed, unwrap_model
+from bottleneck_opt.rewriting import rewrite_graph
+from bottleneck_opt.tracing import (
+    build_graph_module,
+    build_lazy_layers,
+    compare_runs,
+    place_constants,
+    prepare_trace,
+    trace_working,
+)
+from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """The rewritten graph over a rewritten model's parameters.
+
+    Attributes:
+        graph_module: None where the graph does not give the model's outputs.
+        difference: How far its output was from the model's on a new input; None where it was not run.
+        notes: Why there is none.
+    """
+
+    graph_module: torch.fx.GraphModule | None
+    difference: float | None
+    notes: tuple[str, ...]
+
+
+def view_rewritten(before: Traced, plan: Plan, model: nn.Module, working: nn.Module) -> GraphView:
+    """The rewritten graph over a model's parameters, checked against the model on a new input.
+
+    Args:
+        before: The original's recording.
+        plan: What was rewritten.
+        model: The rewritten model.
+        working: Its working copy, with the same values.
+    """
+    if not before.replay.exact:
+        return GraphView(None, None, (f"no graph_module: {before.replay.reason}",))
+    graph = rewrite_graph(before.graph, plan)
+    checked = build_graph_module(working, graph, place_constants(before.constants, working))
+    example = working_inputs(before.inputs, working, model_device(working))
+    with torch.no_grad():
+        replay = compare_runs(working, checked, vary_inputs(example, seed=2))
+    if not replay.exact:
+        return GraphView(None, replay.difference, (f"no graph_module: {replay.reason}",))
+    return GraphView(build_graph_module(model, graph, place_constants(before.constants, model)), replay.difference, ())
 
 
 def to_graph_module(model: nn.Module, inputs: Any = None) -> torch.fx.GraphModule:
@@ -57,7 +104,7 @@ def to_graph_module(model: nn.Module, inputs: Any = None) -> torch.fx.GraphModul
         if node.op == "call_function":
             _make_layer(root, node)
     graph.lint()
-    made = build_graph_module(root, graph, _place_constants(traced, root))
+    made = build_graph_module(root, graph, place_constants(traced.constants, root))
     return made.train(original.training)
 
 
@@ -109,12 +156,3 @@ def _build(layer: LayerSpec, weight: nn.Parameter, bias: nn.Parameter | None) ->
     built.register_parameter("weight", weight)
     built.register_parameter("bias", bias)
     return built
-
-
-def _place_constants(traced: Traced, root: nn.Module) -> dict[str, Tensor]:
-    """The graph's constants in the precision and on the device of the model."""
-    like = next(root.parameters(), torch.zeros((), device="cpu"))
-    return {
-        name: tensor.to(like.device, like.dtype) if tensor.is_floating_point() else tensor.to(like.device)
-        for name, tensor in traced.constants.items()
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
+from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.latency import compare_speed
-from bottleneck_opt.outcome import Speed, Verification
+from bottleneck_opt.outcome import Recovered, Speed, Verification
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
+from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
+from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
@@ -28,10 +31,8 @@ from bottleneck_opt.skipping import list_skipped, main_reason
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_checks, list_notes
-from bottleneck_opt.verification import measure_change, run_evaluate
+from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
-
-Evaluate = Callable[[nn.Module], Any]
 
 
 def optimize(
@@ -46,13 +47,13 @@ def optimize(
     exclude: Sequence[str] | str | None = None,
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
-    recover: int | None = None,
+    recover: int | Recovery | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
     """A smaller copy of a trained model: expensive layers become thin chains fitted to weights and data, without
-    training.
+    labels, and without training unless ``recover=`` asks for it.
 
     Args:
         model: Any module. It is not run, not moved and not changed; all work is done on copies.
@@ -63,17 +64,20 @@ def optimize(
         passes: Names or pass objects; None uses the built-in ones.
         include, exclude: Glob patterns over module paths.
         evaluate: ``evaluate(model) -> float`` or one score a sample, higher is better; measured before and after.
-        max_drop, recover: Not in this version.
+        max_drop: Not in this version.
+        recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
+            :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
-        seed: Of noise, sampled positions and output directions.
+        seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
+            own.
         progress: Show progress on standard error.
 
     Returns:
         The rewritten model with its plan, costs, measurements, pictures and notes.
 
     Raises:
-        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, NotAvailableError: See each; all are
-            :class:`BottleneckOptError`.
+        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, FileError, NotAvailableError: See
+            each; all are :class:`BottleneckOptError`.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
@@ -82,7 +86,8 @@ def optimize(
         True
     """
     _check_seed(seed)
-    _refuse_later_options(evaluate=evaluate, max_drop=max_drop, recover=recover)
+    _check_promise(evaluate=evaluate, max_drop=max_drop)
+    recovery = read_recovery(recover, seed=seed)
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
@@ -92,6 +97,8 @@ def optimize(
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
             subject = prepare_subject(original, request)
+            if recovery is not None:
+                check_examples(subject.working, subject.data, recovery)
         statistics = _calibrate(subject, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
         proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
@@ -103,7 +110,10 @@ def optimize(
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
-        verification = _verify(subject, rewritten, plan, statistics, evaluate, stages)
+        recovered = _recover(subject, rewritten, statistics, recovery, stages)
+        with stages.stage("verify"):
+            view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
+            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, trained=recovered is not None)
     return Result(
         plan=plan,
         skipped=list_skipped(subject.working, subject.traced, subject.candidates, proposals, allocation),
@@ -111,20 +121,25 @@ def optimize(
         after=rewritten.traced,
         verification=verification,
         budget_met=met,
-        notes=list_notes(
-            subject,
-            proposals,
-            allocation,
-            rewritten,
-            refitted,
-            budget=plan.budget,
-            measured=verification.measured_change,
+        notes=(
+            *list_notes(
+                subject,
+                proposals,
+                allocation,
+                refitted,
+                recorded=rewritten.traced.cost,
+                budget=plan.budget,
+                measured=verification.measured_change,
+            ),
+            *view.notes,
+            *(list_recovery_notes(recovered) if recovered else ()),
         ),
         seconds=tuple(stages.seconds),
         provenance=describe_run(subject, plan),
         model=rewritten.model,
-        graph_module=rewritten.graph_module,
+        graph_module=view.graph_module,
         corrections=refitted.corrections,
+        recovery=recovered,
     )
 
 
@@ -133,7 +148,7 @@ def _check_seed(seed: object) -> None:
         raise InputError(f"seed: got {seed!r}; expected a whole number of at most 63 bits. Pass for instance seed=0.")
 
 
-def _refuse_later_options(*, evaluate: Evaluate | None, max_drop: float | None, recover: int | None) -> None:
+def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None:
     if evaluate is not None and not callable(evaluate):
         raise InputError(
             f"evaluate: got {type(evaluate).__name__}; expected a function of a model. Pass evaluate(model) -> float."
@@ -143,8 +158,6 @@ def _refuse_later_options(*, evaluate: Evaluate | None, max_drop: float | None, 
             "max_drop: this version does not search for the smallest model above a floor. "
             "Pass evaluate= and read result.verification.metric_before and metric_after."
         )
-    if recover is not None:
-        raise NotAvailableError("recover: this version does not train. Fine-tune result.model as any module.")
 
 
 def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
@@ -223,31 +236,47 @@ def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> boo
     return not over
 
 
+def _recover(
+    subject: Subject, rewritten: Rewritten, statistics: Statistics, recovery: Recovery | None, stages: Stages
+) -> Recovered | None:
+    """Train the rewritten model; its working copy takes the values over as the model's precision rounds them."""
+    if recovery is None:
+        return None
+    with stages.stage("recover", total=recovery.steps) as advance:
+        recovered = teach(
+            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, advance=advance
+        )
+    if recovered.accepted:
+        copy_weights(rewritten.model, rewritten.working)
+    return recovered
+
+
 def _verify(
     subject: Subject,
     rewritten: Rewritten,
     plan: Plan,
+    view: GraphView,
     statistics: Statistics,
     evaluate: Evaluate | None,
-    stages: Stages,
+    *,
+    trained: bool,
 ) -> Verification:
-    with stages.stage("verify"):
-        change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-        speed = _time_both(subject, rewritten)
-        before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
-        after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
+    change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
+    speed = _time_both(subject, rewritten)
+    before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
+    after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
     return Verification(
-        data=f"{subject.data.description} (the ones used for fitting)",
+        data=f"{subject.data.description} (the ones used for fitting{' and recovery' if trained else ''})",
         examples=subject.data.examples,
         predicted_change=plan.predicted_loss,
         measured_change=change.relative,
         kl=change.kl,
         agreement=change.agreement,
-        graph_difference=rewritten.graph_difference,
+        graph_difference=view.difference,
         speed=speed,
         metric_before=before,
         metric_after=after,
-        checks=list_checks(plan, rewritten),
+        checks=list_checks(plan, rewritten.traced, view),
     )
 
 

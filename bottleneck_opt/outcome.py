@@ -84,7 +84,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the run was given and what it ran on: versions, seed, data, command."""
+    """What the run was given and what it ran on: versions, seed, data, command.
+
+    ``noise`` says that the calibration data was made up.
+    """
 
     model: str
     inputs: str
@@ -95,6 +98,7 @@ class Provenance:
     versions: tuple[tuple[str, str], ...]
     device: str
     threads: int
+    noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,36 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """What came of training the rewritten model towards the original's outputs.
+
+    Attributes:
+        before, after: Loss on the held-out examples before training and of the weights that were kept.
+        steps: Steps that were run.
+        best_step: The step whose weights were kept; 0 for those before training.
+        stopped: Why training ended before its last step; empty when it did not.
+        trained_on, held_out: Number of examples.
+        norms: What came of measuring batch-norm statistics again: ``kept``, ``no help``, or why it was not done.
+        noise: The examples were made up.
+    """
+
+    before: float
+    after: float
+    steps: int
+    best_step: int
+    stopped: str
+    trained_on: int
+    held_out: int
+    norms: str
+    noise: bool
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the model was changed."""
+        return self.best_step > 0 or self.norms == "kept"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The numbers and graphs of one optimisation.
 
@@ -128,6 +162,7 @@ class Outcome:
         seconds: How long each stage took, in order.
         provenance: What it was made from.
         corrections: What refitting did to each rewritten layer, in the order they run.
+        recovery: What training did, the last time; None where it was not asked for.
     """
 
     plan: Plan
@@ -140,3 +175,4 @@ class Outcome:
     seconds: tuple[tuple[str, float], ...]
     provenance: Provenance
     corrections: tuple[Correction, ...]
+    recovery: Recovered | None

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from bottleneck_opt.allocation import Allocation
-from bottleneck_opt.applying import Rewritten
+from bottleneck_opt.graph import Cost, Traced
+from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.outcome import Provenance
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Proposal, name_unfelt
@@ -19,27 +20,25 @@ from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
 
 
-def list_checks(plan: Plan, rewritten: Rewritten) -> tuple[str, ...]:
+def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
     """What was checked and held."""
     layers = sum(len(step.layers) for step in plan.steps)
     checks = ["outputs have the same shapes and are finite"]
     if layers:
         checks.append(f"all {layers} new layers were called as often as the layers they replace")
-    if rewritten.graph_difference is not None:
-        checks.append(
-            f"rewritten module and rewritten graph agree on a new input (difference {rewritten.graph_difference:.1e})"
-        )
-    if rewritten.traced.cost.macs == plan.after.macs and rewritten.traced.cost.params == plan.after.params:
+    if view.graph_module is not None:
+        checks.append(f"rewritten module and rewritten graph agree on a new input (difference {view.difference:.1e})")
+    if after.cost.macs == plan.after.macs and after.cost.params == plan.after.params:
         checks.append("a new recording of the rewritten model costs exactly what was planned")
     return tuple(checks)
 
 
 def list_notes(
-    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, rewritten: Rewritten,
-    refitted: Refitted, *, budget: str, measured: float | None,
+    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, refitted: Refitted, *,
+    recorded: Cost, budget: str, measured: float | None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Where numbers come from, what was assumed, and what was not reached."""
-    notes = [*subject.notes, *subject.traced.notes, *rewritten.notes]
+    notes = [*subject.notes, *subject.traced.notes]
     if subject.data.noise:
         notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
     notes.extend(_unfelt_notes(proposals))
@@ -51,7 +50,7 @@ def list_notes(
     if not allocation.met:
         ratio = allocation.cost.macs / max(subject.traced.cost.macs, 1)
         notes.append(f"the budget {budget} is out of reach: this is the smallest plan, {ratio:.1%} of the MACs")
-    planned, recorded = allocation.cost, rewritten.traced.cost
+    planned = allocation.cost
     if (planned.macs, planned.params) != (recorded.macs, recorded.params):
         notes.append(
             f"planned {planned.macs:,} MACs and {planned.params:,} params, "
@@ -99,4 +98,5 @@ def describe_run(subject: Subject, plan: Plan) -> Provenance:
         versions=versions,
         device=str(model_device(subject.working)),
         threads=torch.get_num_threads(),
+        noise=subject.data.noise,
     )

@@ -196,6 +196,19 @@ def build_graph_module(root: nn.Module, graph: torch.fx.Graph, constants: Mappin
     return torch.fx.GraphModule(used, graph, type(root).__name__)
 
 
+def place_constants(constants: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A graph's constants as a model needs them: on its device, and in half precision where the model is.
+
+    They were recorded in a working copy, which has float32 in place of half precision.
+    """
+    like = next((each for each in model.parameters() if each.is_floating_point()), torch.zeros((), device="cpu"))
+    halved = like.dtype in (torch.float16, torch.bfloat16)
+    return {
+        name: each.to(like.device, like.dtype if halved and each.dtype == torch.float32 else each.dtype)
+        for name, each in constants.items()
+    }
+
+
 def _get_tensor(root: nn.Module, target: str) -> Any:
     path, _, name = target.rpartition(".")
     return getattr(root.get_submodule(path), name)

@@ -17,6 +17,8 @@ from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.statistics import OutputScale
 
+Evaluate = Callable[[nn.Module], Any]
+
 
 @dataclass(frozen=True)
 class OutputChange:
@@ -130,7 +132,7 @@ def check_calls(after: nn.Module, plan: Plan, expected: dict[str, int], run: Cal
             )
 
 
-def run_evaluate(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: str) -> float:
+def run_evaluate(evaluate: Evaluate, model: nn.Module, which: str) -> float:
     """What the user's ``evaluate(model)`` says, the mean of it when it returns one score a sample.
 
     Raises:
@@ -147,7 +149,7 @@ def run_evaluate(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: 
     return sum(scores) / len(scores)
 
 
-def _ask(evaluate: Callable[[nn.Module], Any], model: nn.Module, which: str) -> Any:
+def _ask(evaluate: Evaluate, model: nn.Module, which: str) -> Any:
     try:
         return evaluate(model)
     except Exception as error:  # the user's own code

@@ -180,6 +180,7 @@ def _outcome(before: Traced, after: Traced, steps: tuple[Step, ...], skipped: tu
         (("tracing", 0.1), ("calibration", 1.5)),
         provenance,
         (),
+        None,
     )
 
 

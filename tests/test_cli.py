@@ -100,6 +100,16 @@ def test_evaluate_is_called_by_name(net: str, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["headline"]["metric"] == {"before": 0.5, "after": 0.5, "drop": 0.0}
 
 
+def test_recovery_is_asked_for_by_its_steps(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images.npy"
+    np.save(images, torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)).numpy())
+    arguments = ("--input", "1x3x8x8", "--calibration", images, "--recover", "5", "--out", tmp_path / "o")
+    assert run("optimize", net, *arguments) == 0
+    assert "loss by recovery" in capsys.readouterr().out
+    found = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))["recovery"]
+    assert (found["steps"], found["trained_on"], found["held_out"]) == (5, 8, 2)
+
+
 def test_profile_prints_a_table_or_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("profile", net, "--input", "1x3x8x8") == 0
     assert "conv 3x3" in capsys.readouterr().out
@@ -150,7 +160,7 @@ def test_passes_lists_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> N
         (["optimize", "NET:net", "--input", "1x3x8x8", "--passes", "redoce"], "Did you mean 'reduce'"),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--exclude", "head*"], "matches none"),
         (["optimize", "NET:net", "--max-drop", "0.01"], "does not search for the smallest model"),
-        (["optimize", "NET:net", "--recover", "300"], "does not train"),
+        (["optimize", "NET:net", "--recover", "0"], "expected a number of training steps, at least 1"),
         (["draw", "NET:net", "--input", "1x3x8x8", "-o", "net.gif"], "expected one of .svg"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -428,7 +429,6 @@ def test_an_evaluation_that_is_no_function_is_refused() -> None:
     ("options", "message"),
     [
         ({"max_drop": 0.01}, "^max_drop: this version does not search"),
-        ({"recover": 300}, "^recover: this version does not train"),
         ({"budget": "latency=0.7ms"}, "^budget latency=0.7ms: this version limits macs and params only"),
         ({"budget": {"memory": "50MB"}}, "^budget memory=50MB: this version limits macs and params only"),
     ],
@@ -437,6 +437,15 @@ def test_what_this_version_lacks_is_refused_at_once(options: dict[str, Any], mes
     never = Computes(lambda net, x: pytest.fail("ran"), c=conv(3, 3))
     with pytest.raises(NotAvailableError, match=message):
         run(never, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_constants_of_the_graph_module_are_as_exact_as_the_models(dtype: torch.dtype) -> None:
+    third = np.full(1, 1 / 3)
+    net = seeded(lambda: Computes(lambda net, x: net.a(x).double() * torch.from_numpy(third), a=conv(3, 16)))
+    result, x = run(net.to(dtype), noise(1, 3, 8, 8).to(dtype), budget=0.5), noise(1, 3, 8, 8, seed=1).to(dtype)
+    assert result.graph_module is not None
+    assert torch.equal(result.graph_module(x), result.model(x))
 
 
 def test_unknown_options_are_refused_by_python_itself() -> None:

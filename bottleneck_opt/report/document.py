@@ -31,6 +31,7 @@ def report_json(outcome: Outcome) -> str:
         "layers": [dataclasses.asdict(step) for step in outcome.plan.steps],
         "skipped": [dataclasses.asdict(entry) for entry in outcome.skipped],
         "corrections": [dataclasses.asdict(entry) for entry in outcome.corrections],
+        "recovery": _recovery(outcome),
         "notes": list(outcome.notes),
         "provenance": {**dataclasses.asdict(outcome.provenance), "versions": dict(outcome.provenance.versions)},
         "seconds": [{"stage": stage, "seconds": seconds} for stage, seconds in outcome.seconds],
@@ -53,6 +54,11 @@ def _headline(outcome: Outcome) -> dict[str, Any]:
         "budget": outcome.plan.budget,
         "budget_met": outcome.budget_met,
     }
+
+
+def _recovery(outcome: Outcome) -> dict[str, Any] | None:
+    found = outcome.recovery
+    return None if found is None else {**dataclasses.asdict(found), "accepted": found.accepted}
 
 
 def _pair(before: float, after: float) -> dict[str, float | None]:

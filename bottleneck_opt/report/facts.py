@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bottleneck_opt.diagrams.wording import (
@@ -98,6 +99,7 @@ def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
         *_speed_number(outcome),
         *_quality_numbers(outcome),
         *_metric_number(outcome),
+        *_recovery_number(outcome),
     )
 
 
@@ -142,12 +144,26 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
-    note = f"predicted {loss_text(checked.predicted_change)}"
+    note = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
     numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING)]
     if checked.agreement is not None:
         note = f"on {checked.examples} examples"
         numbers.append(Number("same top class", "", f"{100 * checked.agreement:.1f} %", "", note))
     return tuple(numbers)
+
+
+def _untrained(outcome: Outcome) -> str:
+    return " before recovery" if outcome.recovery is not None and outcome.recovery.accepted else ""
+
+
+def _recovery_number(outcome: Outcome) -> tuple[Number, ...]:
+    found = outcome.recovery
+    if found is None:
+        return ()
+    kept = f"weights of step {found.best_step} of {found.steps}" if found.accepted else "nothing did better, not kept"
+    change = change_text(found.before, found.after) if found.accepted and math.isfinite(found.before) else ""
+    note = f"{found.held_out} held-out examples, {kept}"
+    return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note),)
 
 
 def _measured(outcome: Outcome) -> str:

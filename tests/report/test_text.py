@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from bottleneck_opt.outcome import Speed
+from bottleneck_opt.outcome import Recovered, Speed
 from bottleneck_opt.report import render_text
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 from tests.samples import renamed_outcome, residual_outcome
@@ -15,6 +15,19 @@ def test_the_headline_numbers_are_there_before_and_after() -> None:
     assert lines["output change"][2:4] == ["1.2", "%"]
     assert lines["metric"][1:4] == ["0.97", "0.96", "-0.01"]
     assert "1 of 2" in " ".join(lines["layers changed"])
+
+
+def test_what_recovery_did_is_a_line() -> None:
+    trained = Recovered(0.08, 0.02, 300, 280, "", 51, 13, "kept", noise=False)
+    text = render_text(replace(residual_outcome(), recovery=trained))
+    line = next(line for line in text.splitlines() if line.startswith("loss by recovery"))
+    assert line.split()[3:7] == ["0.08", "0.02", "-75", "%"]
+    assert "13 held-out examples, weights of step 280 of 300" in line
+    assert "before recovery" in text
+    text = render_text(replace(residual_outcome(), recovery=replace(trained, best_step=0, norms="no help", after=0.08)))
+    assert "nothing did better, not kept" in text
+    assert "before recovery" not in text
+    assert "recovery" not in render_text(residual_outcome())
 
 
 def test_each_rewritten_layer_has_its_rank_cost_and_loss() -> None:

@@ -1,0 +1,227 @@
+"""The training itself: the rewritten model learns to give the original's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt.calibration import Sampling, collect_statistics
+from bottleneck_opt.calibration_data import CalibrationData
+from bottleneck_opt.errors import ModelError
+from bottleneck_opt.outcome import Recovered
+from bottleneck_opt.progress import Advance
+from bottleneck_opt.recovery.checkpoint import Checkpoint, Progress, find_checkpoint
+from bottleneck_opt.recovery.examples import Split, check_batch, make_batch, split_examples
+from bottleneck_opt.recovery.norms import reestimate_norms
+from bottleneck_opt.recovery.objective import Objective, find_blocks
+from bottleneck_opt.recovery.options import Recovery
+from bottleneck_opt.recovery.weights import copy_tensors, snapshot, trained_parameters
+from bottleneck_opt.statistics import OutputScale
+from bottleneck_opt.working_copy import undisturbed
+
+WARM_UP = 0.05
+SMALLEST_SIZE = 0.01
+LARGEST_GRADIENT = 1.0
+
+
+def distil(
+    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, *,
+    scales: Sequence[OutputScale] | None = None, advance: Advance = lambda: None,
+) -> Recovered:  # fmt: skip
+    """Train a rewritten working copy towards the original's outputs.
+
+    All floating parameters are trained, in eval mode throughout, so that dropout is off and batch norms keep their
+    statistics. The loss is the squared change of the output relative to its variance, plus five times the mean of the
+    same at the outputs of the blocks around rewritten layers. It is judged by the outputs alone.
+
+    Measured on two trainings of the digits ResNet at 0.15 of the MACs, 64 unlabelled images, KL to the original on the
+    797 test digits, before 0.070 and 0.075. Weight of the blocks 0: 0.011, 0.009; 0.5: 0.008, 0.007; 5: 0.007, 0.006;
+    10: 0.007, 0.006. The KL of the softmax as the loss instead: 0.015, 0.019 without blocks, 0.007, 0.006 with them at
+    weight 5; the squared change is as good and fits every kind of output. Training the new layers only: the same
+    within 5 %.
+
+    Args:
+        teacher: A working copy of the original.
+        student: A working copy of the rewritten model. It is trained in place and left with the weights that were best
+            on the held-out examples, bit for bit those it came with when nothing was better.
+        data: Unlabelled examples, at least two.
+        recovery: The options.
+        scales: Spread of each output tensor, from calibration; None measures it.
+        advance: Called after each step.
+
+    Raises:
+        InputError: There is only one example, a model fails on a batch of this size, or the options do not fit the
+            data.
+        ModelError: The model cannot be trained: its backward pass fails, or shapes of outputs depend on the weights.
+        FileError: The checkpoint cannot be read or written, or belongs to another run.
+    """
+    with undisturbed(), torch.enable_grad():
+        lesson = _prepare(teacher, student, data, recovery, scales or measure_scales(teacher, data))
+        with _trainable(lesson.trained.values()):
+            progress = _train(lesson, advance)
+        norms, after = reestimate_norms(lesson.objective, lesson.split, recovery, progress.best_loss)
+    return Recovered(
+        before=progress.start_loss,
+        after=after,
+        steps=progress.step,
+        best_step=progress.best_step,
+        stopped=progress.stopped,
+        trained_on=lesson.split.examples,
+        held_out=lesson.split.held_out_examples,
+        norms=norms,
+        noise=data.noise,
+    )
+
+
+def measure_scales(teacher: nn.Module, data: CalibrationData) -> tuple[OutputScale, ...]:
+    """Spread of each output tensor over the data."""
+    return collect_statistics(teacher, {}, data, Sampling(data.examples, 1, 0)).scales
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """Everything that stays the same during training."""
+
+    objective: Objective
+    recovery: Recovery
+    split: Split
+    trained: Mapping[str, Tensor]
+    checkpoint: Checkpoint | None
+
+
+def _prepare(
+    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, scales: Sequence[OutputScale]
+) -> _Lesson:
+    torch.manual_seed(recovery.seed)
+    split = split_examples(data, teacher, recovery)
+    first = make_batch(split, recovery, 0)
+    for model in (teacher, student):
+        check_batch(model, first, recovery.batch)
+    blocks = find_blocks(teacher, student, first) if recovery.features else ()
+    objective = Objective(teacher, student, tuple(scales), blocks, recovery.loss, recovery.seed)
+    trained = trained_parameters(student)
+    return _Lesson(objective, recovery, split, trained, find_checkpoint(teacher, student, data, recovery, trained))
+
+
+@contextmanager
+def _trainable(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let gradients reach the parameters, and leave none behind."""
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+def _train(lesson: _Lesson, advance: Advance) -> Progress:
+    adam = _make_adam(lesson)
+    progress = lesson.checkpoint.restore(adam) if lesson.checkpoint else None
+    if progress is None:
+        loss = lesson.objective.mean_loss(lesson.split.held_out)
+        progress = Progress(0, loss, loss, 0, _why_not(lesson, loss), snapshot(lesson.trained))
+        _save(lesson, progress, adam)
+    for _ in range(progress.step):
+        advance()
+    try:
+        while not progress.stopped and progress.step < lesson.recovery.steps:
+            progress = _advance_once(lesson, adam, progress)
+            advance()
+    finally:  # interrupted or not, the student ends with its best weights
+        copy_tensors(progress.best, lesson.trained)
+    return progress
+
+
+def _make_adam(lesson: _Lesson) -> torch.optim.Adam:
+    """Adam with a step size for each parameter: relative to the size of its values before training."""
+    groups = [{"params": [each], "size": _typical_size(each)} for each in lesson.trained.values()]
+    return torch.optim.Adam(groups, lr=lesson.recovery.learning_rate)
+
+
+def _typical_size(parameter: Tensor) -> float:
+    """Root mean square of the values; a floor lets parameters that start at zero move too."""
+    if not parameter.numel():
+        return SMALLEST_SIZE
+    return max(SMALLEST_SIZE, float(parameter.detach().double().square().mean().sqrt()))
+
+
+def _save(lesson: _Lesson, progress: Progress, adam: torch.optim.Adam) -> None:
+    if lesson.checkpoint is not None:
+        lesson.checkpoint.write(progress, adam)
+
+
+def _why_not(lesson: _Lesson, loss: float) -> str:
+    """Why there is nothing to learn; empty when there is."""
+    own = lesson.objective.loss is not None
+    if not own and not any(scale.weight for scale in lesson.objective.scales):
+        return "the output has no floating values that vary"
+    if not own and loss == 0:
+        return "the outputs are those of the original already"
+    return "" if lesson.trained else "the model has no parameters"
+
+
+def _advance_once(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> Progress:
+    """One step, and a look at the held-out examples where it is time for one."""
+    stopped = _take_step(lesson, adam, progress.step)
+    progress = replace(progress, step=progress.step + 1, stopped=stopped)
+    if not stopped and progress.step % lesson.recovery.check_every and progress.step < lesson.recovery.steps:
+        return progress
+    if not stopped:
+        progress = _look(lesson, progress)
+    _save(lesson, progress, adam)
+    return progress
+
+
+def _look(lesson: _Lesson, progress: Progress) -> Progress:
+    loss = lesson.objective.mean_loss(lesson.split.held_out)
+    if loss < progress.best_loss:
+        return replace(progress, best_loss=loss, best_step=progress.step, best=snapshot(lesson.trained))
+    waited = lesson.recovery.patience * lesson.recovery.check_every
+    if waited <= progress.step - progress.best_step and progress.step < lesson.recovery.steps:
+        return replace(progress, stopped=f"no improvement in {waited} steps")
+    return progress
+
+
+def _take_step(lesson: _Lesson, adam: torch.optim.Adam, step: int) -> str:
+    """One step of Adam; the reason to stop when it cannot be taken."""
+    batch = make_batch(lesson.split, lesson.recovery, step)
+    for group in adam.param_groups:
+        group["lr"] = lesson.recovery.learning_rate * group["size"] * _pace(lesson.recovery, step)
+    adam.zero_grad()
+    loss = lesson.objective.training_loss(batch, step)
+    if not loss.requires_grad:
+        return "no gradient reaches the parameters"
+    if not torch.isfinite(loss):
+        return "the loss was not finite"
+    _run_backward(lesson, loss)
+    norm = nn.utils.clip_grad_norm_(lesson.trained.values(), LARGEST_GRADIENT)
+    if not torch.isfinite(norm):
+        return "a gradient was not finite"
+    adam.step()
+    return ""
+
+
+def _pace(recovery: Recovery, step: int) -> float:
+    """Share of the largest step size at a step: a linear warm-up, then half a cosine down to zero."""
+    warm_up = max(1, round(WARM_UP * recovery.steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, recovery.steps - warm_up)))
+
+
+def _run_backward(lesson: _Lesson, loss: Tensor) -> None:
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        raise ModelError(
+            f"recovery: {type(lesson.objective.student).__name__} cannot be trained, its backward pass fails: "
+            f"{str(error).strip().splitlines()[0]} Leave recover= out."
+        ) from error

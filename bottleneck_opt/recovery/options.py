@@ -1,0 +1,129 @@
+"""The options of recovery, and how a user may give them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from bottleneck_opt.errors import InputError
+from bottleneck_opt.inputs import Inputs
+
+Loss = Callable[[Any, Any, Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How to train the rewritten model back towards the original's outputs.
+
+    Attributes:
+        steps: Training steps at most.
+        batch: Examples a step.
+        learning_rate: Largest step size, relative to the size of each parameter's values. Measured on the digits
+            ResNet: 0.002 to 0.01 come to the same, 0.03 loses half of the gain or more.
+        held_out: Share of the examples that is kept out of training, to judge by.
+        check_every: Steps between two looks at the held-out examples.
+        patience: Looks in a row without an improvement after which training ends.
+        crop: Side of random crops of pictures and volumes; None trains on them whole. For denoisers and the like; a
+            classifier of whole pictures gains nothing.
+        flip: Flip pictures left to right at random.
+        features: Follow the original inside too, at the outputs of the blocks that hold rewritten layers.
+        reestimate_norms: Measure the batch norms' statistics again in the end, kept where that helps.
+        seed: Of the order of examples, the held-out ones, crops and flips.
+        loss: ``loss(student_output, teacher_output, inputs) -> scalar Tensor`` in place of the squared difference.
+        checkpoint: File to go on from when it exists, written at every look and in the end.
+
+    Example:
+        >>> Recovery(steps=100, crop=32).batch
+        16
+    """
+
+    steps: int = 300
+    batch: int = 16
+    learning_rate: float = 0.004
+    held_out: float = 0.2
+    check_every: int = 20
+    patience: int = 5
+    crop: int | None = None
+    flip: bool = False
+    features: bool = True
+    reestimate_norms: bool = True
+    seed: int = 0
+    loss: Loss | None = None
+    checkpoint: str | Path | None = None
+
+    _COUNTS: ClassVar[tuple[str, ...]] = ("steps", "batch", "check_every", "patience")
+
+    def __post_init__(self) -> None:
+        for name in self._COUNTS:
+            _check_count(name, getattr(self, name))
+        if self.crop is not None:
+            _check_count("crop", self.crop)
+        if not _is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:
+            raise _wrong("learning_rate", self.learning_rate, "a number above 0", "learning_rate=0.004")
+        if not _is_number(self.held_out) or not 0 < self.held_out < 1:
+            raise _wrong("held_out", self.held_out, "a share between 0 and 1", "held_out=0.2")
+        if not _is_whole(self.seed) or not -(2**63) <= self.seed < 2**63:
+            raise _wrong("seed", self.seed, "a whole number of at most 63 bits", "seed=0")
+        for name in ("flip", "features", "reestimate_norms"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False", f"{name}=True")
+        if self.loss is not None and not callable(self.loss):
+            raise _wrong("loss", self.loss, "a function of both outputs and the inputs", "loss=my_function")
+        if self.checkpoint is not None and not isinstance(self.checkpoint, str | Path):
+            raise _wrong("checkpoint", self.checkpoint, "the name of a file", "checkpoint='recovery.safetensors'")
+
+    def describe(self) -> dict[str, Any]:
+        """The options that decide the result, as plain values."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "checkpoint"}
+        plain["loss"] = "" if self.loss is None else getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
+        return plain
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not _is_whole(value) or value < 1:  # type: ignore[operator]
+        raise _wrong(name, value, "a whole number, at least 1", f"{name}=16")
+
+
+def _wrong(name: str, got: object, expected: str, example: str) -> InputError:
+    return InputError(f"Recovery: {name}: got {got!r}; expected {expected}. Pass for instance Recovery({example}).")
+
+
+def read_recovery(given: object, *, seed: int = 0) -> Recovery | None:
+    """The user's ``recover=``: a number of steps, a :class:`Recovery`, True for the defaults; None and False for none.
+
+    Args:
+        given: What the user gave.
+        seed: Of the options, where the user gave none.
+
+    Raises:
+        InputError: It is something else, or no positive number of steps.
+
+    Example:
+        >>> read_recovery(100).steps
+        100
+    """
+    if given is None or given is False:
+        return None
+    if given is True:
+        return Recovery(seed=seed)
+    if isinstance(given, Recovery):
+        return given
+    if isinstance(given, int) and given >= 1:
+        return Recovery(steps=given, seed=seed)
+    raise InputError(
+        f"recover: got {given!r}; expected a number of training steps, at least 1, or a bottleneck_opt.Recovery. "
+        "Pass for instance recover=300, or leave it out to train nothing."
+    )

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bottleneck_opt import Result
+from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.outcome import Recovered
+from bottleneck_opt.recovery import distil, list_recovery_notes
+from bottleneck_opt.recovery.weights import copy_weights
+from bottleneck_opt.working_copy import working_copy
+from tests.recovery.samples import QUICK, X, data, same, state
+
+
+def test_where_nothing_does_better_the_start_is_kept_bit_for_bit(pair: tuple[nn.Module, nn.Module]) -> None:
+    teacher, student = pair
+    before = state(student)
+    found = distil(teacher, student, data(), replace(QUICK, learning_rate=30.0, reestimate_norms=False))
+    assert not found.accepted
+    assert found.after == found.before
+    assert same(student, before)
+    assert "nothing did better than the start" in list_recovery_notes(found)[0]
+
+
+def test_the_best_weights_on_the_held_out_examples_are_kept(pair: tuple[nn.Module, nn.Module]) -> None:
+    teacher, student = pair
+    looks: list[float] = []
+
+    def loss(got: Tensor, expected: Tensor, batch: Inputs) -> Tensor:
+        answer = (got - expected).square().mean()
+        if not got.requires_grad:
+            looks.append(float(answer))
+        return answer
+
+    found = distil(teacher, student, data(), replace(QUICK, loss=loss, learning_rate=0.02, reestimate_norms=False))
+    assert len(looks) == 5
+    assert found.before == looks[0]
+    assert found.after == min(looks) < looks[0]
+    assert found.best_step == 10 * looks.index(min(looks))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_training_with_the_best_so_far(
+    pair: tuple[nn.Module, nn.Module], value: float
+) -> None:
+    teacher, student = pair
+    steps = 0
+
+    def loss(got: Tensor, expected: Tensor, batch: Inputs) -> Tensor:
+        nonlocal steps
+        steps += got.requires_grad
+        return (got - expected).square().mean() * (value if steps > 25 else 1)
+
+    found = distil(teacher, student, data(), replace(QUICK, loss=loss, reestimate_norms=False))
+    assert (found.steps, found.stopped) == (26, "the loss was not finite")
+    assert 0 < found.best_step <= 20
+    assert found.after < found.before
+    assert all(torch.isfinite(each).all() for each in student.parameters())
+
+
+def test_training_ends_early_without_improvement(pair: tuple[nn.Module, nn.Module]) -> None:
+    found = distil(*pair, data(), replace(QUICK, steps=500, learning_rate=1.0, patience=2))
+    assert (found.steps, found.stopped) == (20, "no improvement in 20 steps")
+
+
+def test_training_that_ran_to_its_end_did_not_end_early(pair: tuple[nn.Module, nn.Module]) -> None:
+    found = distil(*pair, data(), replace(QUICK, steps=20, learning_rate=1.0, patience=2))
+    assert (found.steps, found.stopped) == (20, "")
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state(
+    net: nn.Module, pair: tuple[nn.Module, nn.Module]
+) -> None:
+    students = [copy.deepcopy(pair[1]) for _ in range(3)]
+    found: list[Recovered] = []
+    for student, seed in zip(students, (0, 0, 1), strict=True):
+        torch.manual_seed(len(found))
+        before = torch.get_rng_state()
+        found.append(distil(pair[0], student, data(), replace(QUICK, steps=10, seed=seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert same(students[0], students[1])
+    assert not same(students[0], students[2])
+    assert same(pair[0], working_copy(net))
+
+
+def test_the_student_is_left_as_a_working_copy_is(pair: tuple[nn.Module, nn.Module]) -> None:
+    distil(*pair, data(), replace(QUICK, steps=2))
+    for model in pair:
+        assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+        assert not any(module.training or module._forward_hooks for module in model.modules())
+
+
+def test_the_weights_can_be_put_into_another_copy(small: Result, pair: tuple[nn.Module, nn.Module]) -> None:
+    model = copy.deepcopy(small.model)
+    distil(*pair, data(), replace(QUICK, steps=10))
+    copy_weights(pair[1], model)
+    assert same(model, pair[1])
+
+
+def test_following_the_blocks_brings_them_nearer(pair: tuple[nn.Module, nn.Module]) -> None:
+    def inside(features: bool) -> float:
+        teacher, student = pair[0], copy.deepcopy(pair[1])
+        distil(teacher, student, data(), replace(QUICK, features=features))
+        wanted, found = (model.get_submodule("blocks")(model.get_submodule("stem")(X)) for model in (teacher, student))
+        return float((wanted - found).square().mean())
+
+    assert inside(features=True) < 0.8 * inside(features=False)
+
+
+def test_advance_is_called_for_every_step(pair: tuple[nn.Module, nn.Module]) -> None:
+    calls: list[None] = []
+    assert distil(*pair, data(), QUICK, advance=lambda: calls.append(None)).steps == len(calls) == 40

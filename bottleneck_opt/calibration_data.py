@@ -16,6 +16,7 @@ from bottleneck_opt.tracing import check_finite
 BATCH_VALUES = 8 * 3 * 224 * 224
 LEAST_BATCH, MOST_BATCH = 8, 64
 NOISE_MACS = 1.3e11
+NOISE_POSITIONS = 2**18
 LEAST_NOISE_EXAMPLES = 32
 
 
@@ -86,9 +87,15 @@ def choose_batch(example: Tensor) -> int:
     return max(LEAST_BATCH, min(MOST_BATCH, BATCH_VALUES // max(example.numel(), 1)))
 
 
-def choose_noise_examples(macs_per_example: float) -> int:
-    """Noise is free, so as much as a few seconds of forward passes allow (about 1.3e11 multiply-adds), at least 32."""
-    return int(max(LEAST_NOISE_EXAMPLES, NOISE_MACS // max(macs_per_example, 1)))
+def choose_noise_examples(macs_per_example: float, positions: int = 1) -> int:
+    """Noise is free, so as much as a few seconds of forward passes allow (about 1.3e11 multiply-adds), at least 32.
+
+    Args:
+        macs_per_example: What a forward pass costs.
+        positions: Pixels or time steps of an example: of large ones fewer are needed.
+    """
+    affordable = min(NOISE_MACS // max(macs_per_example, 1), NOISE_POSITIONS // max(positions, 1))
+    return int(max(LEAST_NOISE_EXAMPLES, affordable))
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -280,6 +280,29 @@ def balance(factors: Factors) -> Factors:
     return Factors(first * scale.view(-1, *[1] * (first.dim() - 1)), second / scale)
 
 
+def group_covariance(covariance: Tensor, offsets: int, groups: int) -> Tensor:
+    """``S (offsets * in, offsets * in)``, its columns by group ``(groups, offsets * in, offsets * in / groups)``."""
+    entries = len(covariance)
+    columns = covariance.view(entries, offsets, groups, -1).permute(2, 0, 1, 3)
+    return columns.reshape(groups, entries, entries // groups)
+
+
+def loss_of_groups(difference: Tensor, grouped: Tensor, curvature: Tensor) -> float:
+    """``tr(G D S D^T)`` for a ``D`` that is zero between groups, without ever filling the zeros in.
+
+    Args:
+        difference: Of two grouped weights ``(out, offsets, in / groups)``.
+        grouped: ``S`` from :func:`group_covariance`.
+        curvature: ``G (out, out)``.
+    """
+    out, offsets, width = difference.shape
+    groups = len(grouped)
+    mine = difference.reshape(groups, out // groups, offsets * width)
+    seen = (grouped @ mine.transpose(1, 2)).view(groups, offsets, groups, width, out // groups)
+    felt = mine @ seen.permute(2, 1, 3, 0, 4).reshape(groups, offsets * width, out)
+    return max(float((curvature * felt.reshape(out, out)).sum()), 0.0)  # rounding may leave a little less than nothing
+
+
 def loss_of(weight: Tensor, approximation: Tensor, covariance: Tensor, curvature: Tensor) -> float:
     """``tr(G D S D^T)`` for ``D`` the difference of two weights ``(out, width)``."""
     difference = weight - approximation

@@ -27,7 +27,7 @@ from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.sites import Pass, Weights
-from bottleneck_opt.skipping import list_skipped, main_reason
+from bottleneck_opt.skipping import list_skipped, main_reasons
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_checks, list_notes
@@ -103,7 +103,7 @@ def optimize(
         limits = wanted.limits(subject.traced.cost)
         proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
         with stages.stage("allocate"):
-            reason = main_reason(subject.traced, subject.candidates)
+            reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
             allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
             plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
         refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, stages)

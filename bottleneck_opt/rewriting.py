@@ -10,6 +10,7 @@ from dataclasses import fields
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -81,6 +82,11 @@ def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
     if found is None:
         got, expected = type(module).__name__, f"{wanted.label} {wanted.in_channels} -> {wanted.out_channels}"
         raise RewriteError(f"the plan rewrites '{name}': got {got}; expected {expected}. {advice}")
+    if isinstance(module, LazyModuleMixin):
+        raise RewriteError(
+            f"the plan rewrites '{name}': it is a lazy layer that has no shape yet. Call the model once on real data, "
+            "then load into it."
+        )
     if found != wanted:
         names = [field.name for field in fields(LayerSpec)]
         differing = [each for each in names if getattr(found, each) != getattr(wanted, each)]

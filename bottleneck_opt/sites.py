@@ -125,11 +125,6 @@ class Site:
         """
         return loss_of(self.flat_weight, approximation, self.covariance(), self.curvature())
 
-    def predict_loss_of_projection(self, projection: Tensor) -> float:
-        """The same for ``W~ = P W`` with ``P (out, out)``: found from the outputs, without the inputs' covariance."""
-        dropped = torch.eye(len(projection), dtype=projection.dtype, device="cpu") - projection
-        return loss_of(dropped, torch.zeros_like(dropped), self.output_covariance(), self.curvature())
-
     def corrected_bias(self, approximation: Tensor) -> Tensor:
         """``b + (W - W~) m (out,)``: the bias that keeps the mean output, the exact optimum over b.
 

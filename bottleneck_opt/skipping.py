@@ -52,15 +52,22 @@ def _skipped_function(
     return Skipped(name, calls[0].operation, reason, advice, Cost(macs=macs), share)
 
 
-def main_reason(traced: Traced, candidates: Candidates) -> str:
-    """What keeps most of the multiply-adds from being rewritten, in one sentence; empty when nothing does."""
-    shares: Counter[str] = Counter()
-    for path, skip in candidates.refused.items():
-        shares[skip.reason] += sum(node.cost.macs for node in traced.structure.calls_of(path))
-    if not traced.cost.macs or not any(shares.values()):
+def main_reasons(
+    working: nn.Module, traced: Traced, candidates: Candidates, proposals: Sequence[Proposal], most: int = 3
+) -> str:
+    """What keeps most of the multiply-adds from being rewritten, with what to do about it; empty when nothing does."""
+    refused = [_skipped(working, traced, path, skip, ()) for path, skip in candidates.refused.items()]
+    unable = [_skipped(working, traced, p.site.path, *_why_not(p)) for p in proposals if not p.options]
+    shares: Counter[tuple[str, str]] = Counter()
+    for each in (*refused, *unable, *_list_functions(working, traced)):
+        shares[each.reason, each.advice] += each.cost.macs
+    told = [(reason, advice, macs) for (reason, advice), macs in shares.most_common(most) if macs]
+    if not traced.cost.macs or not told:
         return ""
-    reason, macs = shares.most_common(1)[0]
-    return f"{macs / traced.cost.macs:.1%} of the MACs are left alone: {reason}."
+    parts = [
+        f"{macs / traced.cost.macs:.1%}: {reason}{f' ({advice})' if advice else ''}" for reason, advice, macs in told
+    ]
+    return f"Left alone, by share of the MACs: {'; '.join(parts)}."
 
 
 def _why_not(proposal: Proposal) -> tuple[Skip, tuple[str, ...]]:

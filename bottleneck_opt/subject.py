@@ -65,8 +65,14 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
         limit=request.limit,
         seed=request.seed,
         runs=lambda call: runs_on(working, call),
-        noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example))),
+        noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example)), _count_positions(example)),
     )
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     refused = rehearse(working, example, candidates)
     return Subject(original, working, traced, data, candidates.without(refused), notes)
+
+
+def _count_positions(example: Inputs) -> int:
+    """Pixels or time steps of one example: the axes after batch and channels of the first tensor that has any."""
+    sized = (tensor.shape[2:] for tensor in example.tensors() if tensor.dim() > 2)
+    return next((shape.numel() for shape in sized), 1)

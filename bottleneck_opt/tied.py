@@ -7,13 +7,13 @@ The entries of a patch are put into ``Q`` groups of ``d``; the first factor ``(r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import ReduceFit, fit_reduce
+from bottleneck_opt.factorization import ReduceFit, fit_reduce, group_covariance, loss_of_groups
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.sites import Site, Skip
 
@@ -52,42 +52,67 @@ class Order:
 
 @dataclass(frozen=True)
 class TiedFit:
-    """A site with the fit of each of its groups."""
+    """A site with the fit of each of its groups.
+
+    Attributes:
+        losses: The loss at each rank that was asked for, of all groups together: their errors are correlated.
+    """
 
     site: Site
     order: Order
     parts: tuple[Site, ...]
     fits: tuple[ReduceFit, ...]
-
-    def loss(self, rank: int) -> float:
-        """With several groups, the errors of different groups are correlated: the loss is taken of all together."""
-        if len(self.fits) == 1:
-            losses = self.fits[0].losses
-            return float(losses[rank]) if rank < len(losses) else 0.0  # only the full rank is beyond the wanted ones
-        return self.site.predict_loss(self.factors(rank)[2])
+    losses: Mapping[int, float]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """First factor ``(groups * rank, d)``, second ``(out, Q, rank)``, and their product, flat as the site's."""
-        both = [
-            fit.factors(rank, weight_in_order(part, self.order), covariance_in_order(part, self.order))
-            for fit, part in zip(self.fits, self.parts, strict=True)
-        ]
-        merged = torch.cat([restore_order(each.second @ each.first, self.order) for each in both])
+        covariances = [covariance_in_order(part, self.order) for part in self.parts]
+        first, second, merged = _factor(self.parts, self.order, self.fits, covariances, rank)
         full = spread_groups(merged.transpose(1, 2), self.site.layer.groups).transpose(1, 2).flatten(1)
-        return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), full
+        return first, second, full
 
 
-def fit_tied(site: Site, order: Order, *, most: int | None = None) -> TiedFit:
-    """Fit a tied form at every rank up to ``most`` and at the full one, group by group for a grouped layer."""
+def fit_tied(site: Site, order: Order, ranks: Sequence[int], *, most: int | None = None) -> TiedFit:
+    """Fit a tied form, group by group for a grouped layer.
+
+    Args:
+        site: The layer.
+        order: Which axes the first factor spans.
+        ranks: Those whose loss is wanted: some up to ``most``, and the full one.
+        most: The highest rank below the full one; None when it may be any.
+    """
     parts = site.split()
-    return TiedFit(site, order, parts, tuple(_fit_part(part, order, most) for part in parts))
+    covariances = [covariance_in_order(part, order) for part in parts]
+    fits = tuple(_fit_part(part, order, covariance, most) for part, covariance in zip(parts, covariances, strict=True))
+    if len(fits) == 1:
+        found = fits[0].losses
+        losses = {rank: float(found[rank]) if rank < len(found) else 0.0 for rank in ranks}
+        return TiedFit(site, order, parts, fits, losses)
+    compact = torch.cat([part.offset_weight for part in parts])
+    grouped, curvature = group_covariance(site.covariance(), compact.shape[1], len(parts)), site.curvature()
+    losses = {
+        rank: loss_of_groups(compact - _factor(parts, order, fits, covariances, rank)[2], grouped, curvature)
+        for rank in ranks
+    }
+    return TiedFit(site, order, parts, fits, losses)
 
 
-def _fit_part(part: Site, order: Order, most: int | None) -> ReduceFit:
+def _fit_part(part: Site, order: Order, covariance: Tensor, most: int | None) -> ReduceFit:
     if not order.lead:
         return part.reduced
-    weight, covariance = weight_in_order(part, order), covariance_in_order(part, order)
-    return fit_reduce(weight, covariance, part.curvature(), most=most)
+    return fit_reduce(weight_in_order(part, order), covariance, part.curvature(), most=most)
+
+
+def _factor(
+    parts: Sequence[Site], order: Order, fits: Sequence[ReduceFit], covariances: Sequence[Tensor], rank: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """First factors, second factors, and their products ``(out, offsets, in / groups)``, of all groups."""
+    both = [
+        fit.factors(rank, weight_in_order(part, order), covariance)
+        for fit, part, covariance in zip(fits, parts, covariances, strict=True)
+    ]
+    merged = torch.cat([restore_order(each.second @ each.first, order) for each in both])
+    return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), merged
 
 
 def weight_in_order(site: Site, order: Order) -> Tensor:

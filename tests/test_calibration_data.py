@@ -244,6 +244,8 @@ def test_small_examples_run_in_larger_batches(shape: tuple[int, ...], batch: int
     assert choose_batch(torch.zeros(shape)) == batch
 
 
-@pytest.mark.parametrize(("macs", "examples"), [(4.1e9, 32), (1e9, 130), (0.0, 130_000_000_000)])
-def test_cheap_models_get_more_noise(macs: float, examples: int) -> None:
-    assert choose_noise_examples(macs) == examples
+@pytest.mark.parametrize(
+    ("macs", "positions", "examples"), [(4.1e9, 1, 32), (1e9, 1, 130), (0.0, 1024, 256), (1e6, 4096, 64)]
+)
+def test_cheap_models_get_more_noise_and_large_inputs_less(macs: float, positions: int, examples: int) -> None:
+    assert choose_noise_examples(macs, positions) == examples

@@ -379,3 +379,16 @@ def test_a_folder_of_an_impossible_name_is_told(result: Result, tmp_path: Path, 
         result.save(tmp_path / name)
     with pytest.raises(FileError, match="the plan cannot be read"):
         load(tmp_path / name, seeded(Residual))
+
+
+def test_a_lazy_model_is_told_to_run_once_before_loading(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.LazyConv2d(16, 3))
+
+    x = torch.randn(1, 3, 8, 8)
+    folder = optimize(make(), x, progress=False).save(tmp_path / "out")
+    with pytest.raises(RewriteError, match=r"is a lazy layer that has no shape yet\. Call the model once"):
+        load(folder, make())
+    fresh = make()
+    fresh(x)
+    load(folder, fresh)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bottleneck_opt.factorization import ExpandFit, fit_expand
+from bottleneck_opt.factorization import ExpandFit, fit_expand, loss_of
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LINEAR
 from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
@@ -37,7 +37,19 @@ class Expand:
         fits = tuple(fit_expand(part.flat_weight, part.output_covariance(), part.curvature()) for part in parts)
         inner = parts[0].layer
         full = min(inner.out_channels, inner.offsets * inner.in_channels)
-        return [_option(_Fitted(site, parts, fits), rank, full) for rank in (*rank_steps(full), full)]
+        ranks = (*rank_steps(full), full)
+        fitted, losses = _Fitted(site, parts, fits), _find_losses(site, fits, ranks)
+        return [_option(fitted, rank, full, loss) for rank, loss in zip(ranks, losses, strict=True)]
+
+
+def _find_losses(site: Site, fits: Sequence[ExpandFit], ranks: Sequence[int]) -> list[float]:
+    """With several groups, the errors of different groups are correlated: the loss is taken of all together."""
+    if len(fits) == 1:
+        return [float(fits[0].losses[rank]) for rank in ranks]
+    covariance, curvature = site.output_covariance(), site.curvature()
+    projections = (torch.block_diag(*(fit.projection(rank) for fit in fits)) for rank in ranks)
+    whole = torch.eye(len(curvature), dtype=curvature.dtype, device="cpu")
+    return [loss_of(whole, projection, covariance, curvature) for projection in projections]
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,6 @@ class _Fitted:
     site: Site
     parts: tuple[Site, ...]
     fits: tuple[ExpandFit, ...]
-
-    def loss(self, rank: int) -> float:
-        """With several groups, the errors of different groups are correlated: the loss is taken of all together."""
-        if len(self.fits) == 1:
-            return float(self.fits[0].losses[rank])
-        kept = torch.block_diag(*(fit.projection(rank) for fit in self.fits))
-        return self.site.predict_loss_of_projection(kept)
 
     def factors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """First factor ``(groups * rank, in * offsets / groups)``, second ``(out, rank)``, and their product, flat."""
@@ -65,7 +70,7 @@ class _Fitted:
         return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), full
 
 
-def _option(fitted: _Fitted, rank: int, full: int) -> Option:
+def _option(fitted: _Fitted, rank: int, full: int, loss: float) -> Option:
     layer = fitted.site.layer
     width = layer.groups * rank
     first = "linear" if layer.kind == LINEAR else "conv"
@@ -73,7 +78,7 @@ def _option(fitted: _Fitted, rank: int, full: int) -> Option:
         layer.named(first, out_channels=width, bias=False),
         layer.pointwise("expand", width, layer.out_channels, bias=True),
     )
-    return Option("expand", (rank,), (full,), layers, fitted.loss(rank), partial(_fill, fitted, rank))
+    return Option("expand", (rank,), (full,), layers, loss, partial(_fill, fitted, rank))
 
 
 def _fill(fitted: _Fitted, rank: int) -> Sequence[Weights]:

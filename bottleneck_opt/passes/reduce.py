@@ -29,9 +29,10 @@ class Reduce:
         skip = find_tied_obstacle(site)
         if skip is not None:
             return skip
-        fit = fit_tied(site, Order(site.layer.kernel))
-        full = fit.parts[0].layer.in_channels
-        return [_option(fit, rank, full) for rank in (*rank_steps(full), full)]
+        full = site.layer.in_channels // site.layer.groups
+        ranks = (*rank_steps(full), full)
+        fit = fit_tied(site, Order(site.layer.kernel), ranks)
+        return [_option(fit, rank, full) for rank in ranks]
 
 
 def _option(fit: TiedFit, rank: int, full: int) -> Option:
@@ -41,7 +42,7 @@ def _option(fit: TiedFit, rank: int, full: int) -> Option:
         layer.pointwise("reduce", layer.in_channels, width, bias=False),
         layer.named("conv", in_channels=width, bias=True),
     )
-    return Option("reduce", (rank,), (full,), layers, fit.loss(rank), partial(_fill, fit, rank))
+    return Option("reduce", (rank,), (full,), layers, fit.losses[rank], partial(_fill, fit, rank))
 
 
 def _fill(fit: TiedFit, rank: int) -> Sequence[Weights]:

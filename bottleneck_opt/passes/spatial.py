@@ -37,8 +37,9 @@ class Spatial:
         before = layer.offsets // order.groups * layer.in_channels // layer.groups
         after = order.groups * layer.out_channels // layer.groups
         full, most = min(before, after), before * after // (before + after)  # above it, both cost more than the layer
-        fit = fit_tied(site, order, most=most)
-        return [_option(fit, rank, full) for rank in (*(each for each in rank_steps(full) if each <= most), full)]
+        ranks = (*(each for each in rank_steps(full) if each <= most), full)
+        fit = fit_tied(site, order, ranks, most=most)
+        return [_option(fit, rank, full) for rank in ranks]
 
 
 def _find_told_size(site: Site) -> Skip | None:
@@ -59,7 +60,7 @@ def _option(fit: TiedFit, rank: int, full: int) -> Option:
         _along(layer, order.lead, "column", out_channels=width, bias=False),
         _along(layer, order.rest, "row", in_channels=width, bias=True),
     )
-    return Option("spatial", (rank,), (full,), layers, fit.loss(rank), partial(_fill, fit, rank))
+    return Option("spatial", (rank,), (full,), layers, fit.losses[rank], partial(_fill, fit, rank))
 
 
 def _along(layer: LayerSpec, axes: Sequence[int], name: str, **changes: object) -> LayerSpec:

@@ -19,7 +19,7 @@ from bottleneck_opt.demo.run import mean_kl
 TRAININGS = 3
 DRAWS = 3
 IMAGES = 64
-BUDGETS = (0.75, 0.5, 0.33, 0.25)
+BUDGETS = (0.75, 0.5, 0.33, 0.25, 0.15)
 
 
 @dataclass(frozen=True)

@@ -59,4 +59,4 @@ def _clip(name: str) -> tuple[int, int, int]:
     """Frames, height and width."""
     if name.startswith("mvit"):
         return 16, 224, 224  # its position tables have this size
-    return (16, 64, 64) if name == "s3d" else (4, 64, 64)
+    return (16, 224, 224) if name == "s3d" else (4, 64, 64)  # it ends in a pooling of 7x7 at a 32nd of the size

@@ -56,6 +56,11 @@ def spread_groups(kernel: Tensor, groups: int) -> Tensor:
     return full
 
 
+def by_offset(kernel: Tensor) -> Tensor:
+    """A kernel ``(out, in, *kernel)`` as ``(out, offsets, in)``, the order of the patches."""
+    return kernel.flatten(2).transpose(1, 2) if kernel.dim() > 2 else kernel[:, None]
+
+
 def merge_kernels(specs: Sequence[LayerSpec], kernels: Sequence[Tensor]) -> Tensor:
     """The plain kernel that layers in a row multiply out to.
 

@@ -22,7 +22,7 @@ from bottleneck_opt.errors import InputError
 from bottleneck_opt.factorization import cholesky
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, batch_size
-from bottleneck_opt.kernels import spread_groups, to_module
+from bottleneck_opt.kernels import by_offset, spread_groups, to_module
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.outcome import Correction
 from bottleneck_opt.patches import count_positions, take_patches, take_pixels
@@ -230,7 +230,7 @@ def _fit_last(layer: LayerSpec, samples: _Samples, old: Weights) -> Weights:
         entries = _entries(layer, group)
         z, y = samples.patches[:, entries], samples.targets[:, group * rows : (group + 1) * rows]
         kernel = old.weight[group * rows : (group + 1) * rows]
-        flat = kernel.flatten(2).transpose(1, 2).flatten(1) if kernel.dim() > 2 else kernel
+        flat = by_offset(kernel).flatten(1)
         middle, mean = z.mean(0), y.mean(0)
         centered = z - middle
         covariance = centered.T @ centered / len(z)
@@ -253,7 +253,7 @@ def _entries(layer: LayerSpec, group: int) -> Tensor:
 def _error(layer: LayerSpec, samples: _Samples, weights: Weights, metric: Tensor) -> float:
     """Mean of ``e^T G e`` over samples, relative to that of the targets around their mean."""
     full = spread_groups(weights.weight, layer.groups)
-    flat = full.flatten(2).transpose(1, 2).flatten(1) if full.dim() > 2 else full
+    flat = by_offset(full).flatten(1)
     bias = 0.0 if weights.bias is None else weights.bias
     error = samples.targets - (samples.patches @ flat.T + bias)
     whole = samples.targets - samples.targets.mean(0)

@@ -42,7 +42,7 @@ class Tucker:
 
 def _find_obstacle(site: Site) -> Skip | None:
     if site.layer.groups > 1:
-        return Skip(f"groups={site.layer.groups}: three layers in groups never paid where two did not")
+        return Skip(f"groups={site.layer.groups}: tucker handles layers without groups, the other passes handle these")
     if not site.mixable_output:
         return Skip("its own forward does more with its output than a convolution: no 1x1 can stand after it")
     return find_tied_obstacle(site)

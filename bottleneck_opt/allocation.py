@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from bottleneck_opt.budget import UNITS
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.graph import Cost
+from bottleneck_opt.joining import Joint, group_chains
 from bottleneck_opt.knapsack import Choices, Floats, Integers, Selection, choose
+from bottleneck_opt.menus import Menu, Pick, list_menu, whole_cost
 from bottleneck_opt.proposing import Priced, Proposal
 
 _BISECTIONS = 24
@@ -27,6 +29,7 @@ class Allocation:
         loss: Summed predicted loss.
         gap: The best possible choice loses at most this much less.
         met: Whether the cost is within the budget.
+        kept: How many channels stay on each joined link where some are dropped, by the consumer's path.
     """
 
     chosen: tuple[Priced | None, ...]
@@ -34,15 +37,18 @@ class Allocation:
     loss: float
     gap: float
     met: bool
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 def allocate(
-    proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool, reason: str = ""
-) -> Allocation:
+    proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool, reason: str = "",
+    joints: Sequence[Joint] = (),
+) -> Allocation:  # fmt: skip
     """The best choice within the limits.
 
     One limit is solved exactly; two by a weighted sum of both whose weight is bisected (surrogate relaxation, Glover
-    1975), then repaired, with the gap to the relaxation's bound reported.
+    1975), then repaired, with the gap to the relaxation's bound reported. Layers that are joined by links are listed
+    together (:mod:`bottleneck_opt.menus`); of very long chains the lists are thinned out, with the gap reported.
 
     Args:
         proposals: The options of every site.
@@ -50,44 +56,42 @@ def allocate(
         limits: The most it may cost afterwards, by unit (``macs``, ``params``).
         contract: Whether an unreachable limit is an error; otherwise the smallest plan is returned.
         reason: What keeps the rest of the model from being rewritten, for the error's message.
+        joints: The links between proposals whose channels may be dropped.
 
     Raises:
         BudgetError: No choice is within the limits; the message names the smallest reachable ones.
     """
-    table = _Table(proposals, total)
+    table = _Table(proposals, joints, total, tuple(limits))
     if not _reachable(table, limits):
         if contract:
             raise _unreachable(table, total, limits, reason)
-        return _smallest(table, proposals, total, limits)
+        return _smallest(table, limits)
     units = list(limits)
     if len(units) == 1:
         selection = choose(table.choices(units[0]), limits[units[0]] - getattr(table.rest, units[0]))
         assert selection is not None
-        return _result(selection.indices, table, proposals, total, limits, gap=selection.gap)
+        return _result(selection.indices, table, limits, gap=selection.gap)
     found = _choose_for_two(table, limits)
     if found is None:
         if contract:
             raise _unreachable(table, total, limits, reason)
-        return _smallest(table, proposals, total, limits)
-    return _result(found[0], table, proposals, total, limits, gap=found[1])
+        return _smallest(table, limits)
+    return _result(found[0], table, limits, gap=found[1])
 
 
 class _Table:
-    """Costs and losses of all lists as arrays; entry 0 of every list is the layer as it is."""
+    """The menus of all chains; the entry that leaves everything as it is, is in each of them."""
 
-    def __init__(self, proposals: Sequence[Proposal], total: Cost) -> None:
-        self.costs = [[p.site.cost, *(priced.cost for priced in p.options)] for p in proposals]
-        self.losses: list[Floats] = [
-            np.array([0.0, *(priced.option.predicted_loss for priced in p.options)]) for p in proposals
-        ]
-        self._units: dict[str, list[Integers]] = {
-            name: [np.array([getattr(cost, name) for cost in costs], dtype=np.int64) for costs in self.costs]
-            for name in UNITS
-        }
-        self.rest = total - sum((p.site.cost for p in proposals), Cost())
+    def __init__(
+        self, proposals: Sequence[Proposal], joints: Sequence[Joint], total: Cost, units: Sequence[str]
+    ) -> None:  # fmt: skip
+        self.proposals = proposals
+        self.menus = [list_menu(chain, units) for chain in group_chains(proposals, joints)]
+        self.losses: list[Floats] = [menu.losses for menu in self.menus]
+        self.rest = total - sum((whole_cost(menu.chain) for menu in self.menus), Cost())
 
     def unit(self, name: str) -> list[Integers]:
-        return self._units[name]
+        return [menu.costs[name] for menu in self.menus]
 
     def choices(self, name: str) -> list[Choices]:
         return [Choices(cost, loss) for cost, loss in zip(self.unit(name), self.losses, strict=True)]
@@ -115,22 +119,35 @@ def _unreachable(table: _Table, total: Cost, limits: Mapping[str, int], reason: 
     )
 
 
-def _smallest(table: _Table, proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int]) -> Allocation:
+def _smallest(table: _Table, limits: Mapping[str, int]) -> Allocation:
     """The cheapest choice in the first unit, least lossy among equals."""
     unit = next(iter(limits))
     indices = [int(np.lexsort((loss, cost))[0]) for cost, loss in zip(table.unit(unit), table.losses, strict=True)]
-    return _result(indices, table, proposals, total, limits, gap=0.0)
+    return _result(indices, table, limits, gap=0.0)
 
 
-def _result(
-    indices: Sequence[int], table: _Table, proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *,
-    gap: float,
-) -> Allocation:  # fmt: skip
-    chosen = tuple(p.options[i - 1] if i else None for p, i in zip(proposals, indices, strict=True))
-    cost = table.rest + sum((costs[i] for costs, i in zip(table.costs, indices, strict=True)), Cost())
-    cost = Cost(cost.macs, cost.params, total.other)
+def _result(indices: Sequence[int], table: _Table, limits: Mapping[str, int], *, gap: float) -> Allocation:
+    picks = [menu.pick(index) for menu, index in zip(table.menus, indices, strict=True)]
+    chosen = {
+        proposal.site.path: option
+        for menu, pick in zip(table.menus, picks, strict=True)
+        for proposal, option in zip(menu.chain.proposals, pick.options, strict=True)
+    }
+    spent = {unit: sum(int(costs[i]) for costs, i in zip(table.unit(unit), indices, strict=True)) for unit in UNITS}
+    cost = Cost(table.rest.macs + spent["macs"], table.rest.params + spent["params"], table.rest.other)
     met = all(getattr(cost, unit) <= limit for unit, limit in limits.items())
-    return Allocation(chosen, cost, table.loss(indices), gap, met)
+    options = tuple(chosen[proposal.site.path] for proposal in table.proposals)
+    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks))
+
+
+def _dropped(menus: Sequence[Menu], picks: Sequence[Pick]) -> dict[str, int]:
+    """How many channels stay on the links where some are dropped."""
+    return {
+        joint.link.consumer: count
+        for menu, pick in zip(menus, picks, strict=True)
+        for joint, count in zip(menu.chain.joints, pick.kept, strict=True)
+        if count < joint.link.channels
+    }
 
 
 def _choose_for_two(table: _Table, limits: Mapping[str, int]) -> tuple[tuple[int, ...], float] | None:

@@ -66,7 +66,7 @@ def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
         >>> choose([Choices(costs, np.array([3.0, 0.0])), Choices(costs, np.array([2.0, 0.0]))], 5).indices
         (1, 0)
     """
-    fronts = [_pareto(each) for each in lists]
+    fronts = [list_pareto(each) for each in lists]
     costs = [each.costs[front] for each, front in zip(lists, fronts, strict=True)]
     losses = [each.losses[front] for each, front in zip(lists, fronts, strict=True)]
     if sum(int(cost[0]) for cost in costs) > limit:
@@ -87,7 +87,7 @@ def _total(losses: Sequence[Floats], indices: Sequence[int]) -> float:
     return float(sum(loss[i] for loss, i in zip(losses, indices, strict=True)))
 
 
-def _pareto(choices: Choices) -> Integers:
+def list_pareto(choices: Choices) -> Integers:
     """Indices of the entries that no other entry beats in both, cheapest first."""
     order = np.lexsort((choices.losses, choices.costs))
     best = np.minimum.accumulate(choices.losses[order])
@@ -172,7 +172,7 @@ def _merge(
     summed = (lost[:, None] + loss[None, :]).ravel()
     slack = ceiling * 1e-9 + float(rest.losses[0]) * 1e-12  # the bound's rounding grows with its largest value
     alive = np.flatnonzero(summed + rest.at((limit - total).astype(np.float64)) <= ceiling + slack)
-    front = alive[_pareto(Choices(total[alive], summed[alive]))]
+    front = alive[list_pareto(Choices(total[alive], summed[alive]))]
     return _Layer(total[front], summed[front], front // len(cost), front % len(cost))
 
 

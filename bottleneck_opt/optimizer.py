@@ -8,26 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.allocation import Allocation, allocate
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
+from bottleneck_opt.choosing import Choice, Wish, choose_options, find_droppable
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
-from bottleneck_opt.plan import Plan, Step
+from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
-from bottleneck_opt.sites import Pass, Weights
-from bottleneck_opt.skipping import list_skipped, main_reasons
+from bottleneck_opt.sites import AnyPass, Weights
+from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_checks, list_notes
@@ -42,7 +41,7 @@ def optimize(
     calibration: Any = None,
     calibration_limit: int = 256,
     budget: float | str | Budget | Mapping[str, Amount] | None = None,
-    passes: Sequence[str | Pass] | None = None,
+    passes: Sequence[str | AnyPass] | None = None,
     include: Sequence[str] | str | None = None,
     exclude: Sequence[str] | str | None = None,
     evaluate: Evaluate | None = None,
@@ -99,14 +98,12 @@ def optimize(
             subject = prepare_subject(original, request)
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
+            links = find_droppable(subject, chosen)
         statistics = _calibrate(subject, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
-        proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
-        with stages.stage("allocate"):
-            reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
-            allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
-            plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
-        refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, stages)
+        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract), stages)
+        plan = _make_plan(subject, choice, wanted, chosen, seed)
+        refitted = _refit(subject, plan, choice, stages)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
@@ -116,7 +113,9 @@ def optimize(
             verification = _verify(subject, rewritten, plan, view, statistics, evaluate, trained=recovered is not None)
     return Result(
         plan=plan,
-        skipped=list_skipped(subject.working, subject.traced, subject.candidates, proposals, allocation),
+        skipped=list_skipped(
+            subject.working, subject.traced, subject.candidates, choice.proposals, choice.allocation.chosen
+        ),
         before=subject.traced,
         after=rewritten.traced,
         verification=verification,
@@ -124,8 +123,7 @@ def optimize(
         notes=(
             *list_notes(
                 subject,
-                proposals,
-                allocation,
+                choice,
                 refitted,
                 recorded=rewritten.traced.cost,
                 budget=plan.budget,
@@ -170,18 +168,7 @@ def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
         )  # fmt: skip
 
 
-def _propose(
-    subject: Subject, statistics: Statistics, passes: Sequence[Pass], units: Sequence[str], stages: Stages
-) -> list[Proposal]:
-    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
-    with stages.stage("propose", total=len(sites)) as advance:
-        return propose(sites, passes, units, advance)
-
-
-def _make_plan(
-    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, budget: Budget, passes: Sequence[Pass],
-    seed: int,
-) -> Plan:  # fmt: skip
+def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequence[AnyPass], seed: int) -> Plan:
     kind = type(subject.original)
     return Plan(
         model=f"{kind.__module__}.{kind.__qualname__}",
@@ -189,38 +176,28 @@ def _make_plan(
         passes=tuple(each.name for each in passes),
         seed=seed,
         before=subject.traced.cost,
-        after=allocation.cost,
-        predicted_loss=allocation.loss,
-        optimality_gap=allocation.gap,
-        steps=tuple(_make_steps(proposals, allocation)),
+        after=choice.allocation.cost,
+        predicted_loss=choice.allocation.loss,
+        optimality_gap=choice.allocation.gap,
+        steps=choice.steps,
+        selections=choice.selections,
     )
 
 
-def _make_steps(proposals: Sequence[Proposal], allocation: Allocation) -> list[Step]:
-    return [
-        make_step(proposal.site, chosen)
-        for proposal, chosen in zip(proposals, allocation.chosen, strict=True)
-        if chosen is not None
-    ]
-
-
-def _fill(plan: Plan, allocation: Allocation, stages: Stages) -> dict[str, Sequence[Weights]]:
-    """The chosen options' weights, by path."""
-    chosen = [priced for priced in allocation.chosen if priced is not None]
+def _fill(choice: Choice, stages: Stages) -> dict[str, Sequence[Weights]]:
+    """The chosen options' weights, by path; of a layer that only got narrower, its own."""
     weights: dict[str, Sequence[Weights]] = {}
-    with stages.stage("fit", total=len(chosen)) as advance:
-        for step, priced in zip(plan.steps, chosen, strict=True):
-            weights[step.path] = priced.option.fill()
+    with stages.stage("fit", total=len(choice.changed)) as advance:
+        for proposal, priced in choice.changed:
+            site = proposal.site
+            weights[site.path] = [Weights(site.weight, site.bias)] if priced is None else priced.option.fill()
             advance()
     return weights
 
 
-def _refit(
-    subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]], proposals: Sequence[Proposal],
-    stages: Stages,
-) -> Refitted:  # fmt: skip
-    sites = {proposal.site.path: proposal.site for proposal in proposals}
-    curvatures = {step.path: sites[step.path].curvature() for step in plan.steps}
+def _refit(subject: Subject, plan: Plan, choice: Choice, stages: Stages) -> Refitted:
+    weights = _fill(choice, stages)
+    curvatures = {proposal.site.path: proposal.site.curvature() for proposal, _ in choice.changed}
     with stages.stage("refit", total=len(plan.steps)) as advance:
         return refit(subject.working, subject.traced, plan, weights, curvatures, subject.data, advance)
 

@@ -14,7 +14,7 @@ from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
 from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
-from bottleneck_opt.plan import Step
+from bottleneck_opt.plan import IN_PLACE, Step
 from bottleneck_opt.probing import Probe
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sites import Option, Pass, Site, Skip
@@ -137,12 +137,13 @@ def propose(
     """
     proposals = []
     for site in sites:
-        proposals.append(_ask_all(site, passes, units))
+        proposals.append(ask_all(site, passes, units))
         advance()
     return proposals
 
 
-def _ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposal:
+def ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposal:
+    """What every pass offers for one site, and the reasons of those that offer nothing."""
     if site.statistics.inputs.count == 0:
         unseen = Skip("no calibration example reached it", "calibrate with inputs that reach it")
         return Proposal(site, (), (("calibration", unseen),))
@@ -199,12 +200,20 @@ def ask_full_rank(site: Site, passes: Sequence[Pass]) -> Priced | None:
     return None
 
 
-def make_step(site: Site, chosen: Priced) -> Step:
-    """The plan's entry for a site and the option chosen for it."""
+def make_step(site: Site, chosen: Priced | None) -> Step:
+    """The plan's entry for a site and the option chosen for it; None for one that has only lost channels."""
+    whole = site.whole or site
+    original = whole.original or whole.layer
+    if chosen is None:
+        ranks, full = (site.layer.in_channels, site.layer.out_channels), (original.in_channels, original.out_channels)
+        return Step(
+            path=site.path, names=site.names, pass_name=IN_PLACE, form=IN_PLACE, ranks=ranks, full_ranks=full,
+            original=original, layers=(site.layer,), before=whole.cost, after=site.cost, predicted_loss=0.0,
+        )  # fmt: skip
     option = chosen.option
     return Step(
         path=site.path, names=site.names, pass_name=chosen.pass_name, form=option.form, ranks=option.ranks,
-        full_ranks=option.full_ranks, original=site.original or site.layer, layers=option.layers, before=site.cost,
+        full_ranks=option.full_ranks, original=original, layers=option.layers, before=whole.cost,
         after=chosen.cost, predicted_loss=option.predicted_loss,
     )  # fmt: skip
 
@@ -218,6 +227,8 @@ def check_option(name: str, option: Option, site: Site) -> None:
     """Raise PassError when an option's layers cannot stand where the site's layer stands."""
     where = f"pass '{name}' on '{site.path}', ranks {option.ranks}"
     names = [layer.name for layer in option.layers]
+    if option.form == IN_PLACE:
+        raise PassError(f"{where}: got the form '{IN_PLACE}', which stands for dropped channels. Name it otherwise.")
     if not names or not are_child_names(names):
         raise PassError(
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."

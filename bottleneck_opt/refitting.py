@@ -71,13 +71,13 @@ def refit(
     call = _join_batches(data, _most_examples(traced))
     if call is None or batch_size(call) < HELD_OUT:
         return Refitted(weights, (), dict.fromkeys(steps, "fewer than 5 examples of one shape"))
-    walk = _Walk(steps, weights, curvatures, batch_size(call), advance)
+    walk = _Walk(plan, steps, weights, curvatures, batch_size(call), advance)
     placed = _place(call, working)
     rewritten = rewrite_model(working, plan, weights)
     try:
         with torch.no_grad():
             _run_hooked(working, dict.fromkeys(steps, walk.take_target), placed)
-            inner = {path: f"{path}.{step.layers[-1].name}" for path, step in steps.items()}
+            inner = {path: step.layer_paths[-1] for path, step in steps.items()}
             _run_hooked(rewritten, dict.fromkeys(steps, walk.correct), placed, inner)
     except InputError:
         return Refitted(
@@ -160,12 +160,12 @@ class _Walk:
     """The state of one walk: the original's outputs at some positions, and the weights corrected so far."""
 
     def __init__(
-        self, steps: Mapping[str, Step], weights: Mapping[str, Sequence[Weights]], curvatures: Mapping[str, Tensor],
-        examples: int, advance: Advance,
+        self, plan: Plan, steps: Mapping[str, Step], weights: Mapping[str, Sequence[Weights]],
+        curvatures: Mapping[str, Tensor], examples: int, advance: Advance,
     ) -> None:  # fmt: skip
         self.weights: dict[str, Sequence[Weights]] = {}
         self.corrections: list[Correction] = []
-        self._steps, self._fitted, self._curvatures = steps, weights, curvatures
+        self._plan, self._steps, self._fitted, self._curvatures = plan, steps, weights, curvatures
         self._examples, self._advance = examples, advance
         self._targets: dict[str, Tensor] = {}
         self._positions: dict[str, Tensor] = {}
@@ -179,7 +179,9 @@ class _Walk:
         generator = torch.Generator().manual_seed(len(self._targets))
         chosen = torch.randperm(available, generator=generator, device="cpu")[: self._most].sort().values
         self._positions[path] = chosen
-        self._targets[path] = take_pixels(layer, output, chosen).cpu()
+        made = take_pixels(layer, output, chosen).cpu()
+        kept = self._plan.kept_outputs(path)
+        self._targets[path] = made[:, list(kept)] if kept else made
 
     def correct(self, path: str, module: nn.Module, flowing: Tensor) -> None:
         """Fit the last factor, which is about to run, to the original's outputs."""

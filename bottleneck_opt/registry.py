@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from bottleneck_opt.errors import PassError
-from bottleneck_opt.sites import Pass
+from bottleneck_opt.sites import AnyPass, ChannelPass, Pass
 
 GROUP = "bottleneck_opt.passes"
 
@@ -25,7 +25,7 @@ class Listed:
     error: str = ""
 
 
-def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
+def find_passes(chosen: Sequence[str | AnyPass] | None) -> tuple[AnyPass, ...]:
     """The passes to run.
 
     Args:
@@ -52,7 +52,7 @@ def find_passes(chosen: Sequence[str | Pass] | None) -> tuple[Pass, ...]:
     return found
 
 
-def _find(chosen: str | Pass) -> Pass:
+def _find(chosen: str | AnyPass) -> AnyPass:
     if not isinstance(chosen, str):
         return _check(chosen, repr(chosen))
     entries = _entries()
@@ -82,7 +82,7 @@ def _is_built_in(entry: EntryPoint) -> bool:
     return entry.value.startswith("bottleneck_opt.")
 
 
-def _load(entry: EntryPoint) -> Pass | str:
+def _load(entry: EntryPoint) -> AnyPass | str:
     """The pass, or why it cannot be loaded: a broken plugin must not break the tool."""
     try:
         return _check(entry.load()(), entry.value)
@@ -92,13 +92,13 @@ def _load(entry: EntryPoint) -> Pass | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _check(candidate: Any, origin: str) -> Pass:
+def _check(candidate: Any, origin: str) -> AnyPass:
     if isinstance(candidate, type):
         raise PassError(f"{origin} is a class; expected a pass object. Write {candidate.__name__}() with its options.")
-    if not isinstance(candidate, Pass) or not isinstance(candidate.name, str):
+    if not isinstance(candidate, Pass | ChannelPass) or not isinstance(candidate.name, str):
         raise PassError(
             f"{origin} is a {type(candidate).__name__} without a name or a propose method; expected a pass. "
-            "Give it both: name = '...' and propose(site)."
+            "Give it both: name = '...' and propose(site), or eliminate(site) and counts to drop channels."
         )
     return candidate
 
@@ -112,7 +112,7 @@ def _describe(entry: EntryPoint) -> Listed:
     return Listed(entry.name, summary, origin, _options(loaded))
 
 
-def _options(loaded: Pass) -> tuple[str, ...]:
+def _options(loaded: AnyPass) -> tuple[str, ...]:
     if not is_dataclass(loaded):
         return ()
     return tuple(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import InputError
-from bottleneck_opt.factored import Factored
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import Inputs, find_tensors
 from bottleneck_opt.layers import LayerSpec, class_name, describe_layer
@@ -112,7 +111,7 @@ class _Stage:
     model: nn.Module
     inputs: Inputs
     names: Mapping[str, tuple[str, ...]]
-    stand_ins: Mapping[str, Factored]
+    stand_ins: Mapping[str, nn.Module]
     expected: _Trace
     tolerance: float
 
@@ -224,7 +223,7 @@ def _look_at(output: Any) -> _Seen:
     return _Seen(tuple(output.shape), torch.cat([some, flat.double().square().mean().sqrt().reshape(1).cpu()]))
 
 
-def _make_stand_in(model: nn.Module, candidates: Candidates, path: str) -> Factored:
+def _make_stand_in(model: nn.Module, candidates: Candidates, path: str) -> nn.Module:
     """Layers that compute what the layer computes, with its channels turned round in between."""
     module, layer = model.get_submodule(path), candidates.layers[path]
     probe = candidates.probes.get(path)

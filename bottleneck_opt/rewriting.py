@@ -19,7 +19,7 @@ from bottleneck_opt.errors import RewriteError
 from bottleneck_opt.factored import Factored
 from bottleneck_opt.kernels import to_module
 from bottleneck_opt.layers import LayerSpec, build_layer, class_name, describe_layer
-from bottleneck_opt.plan import Plan, Step
+from bottleneck_opt.plan import Plan, Selection, Step
 from bottleneck_opt.probing import rebuild_kept
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.working_copy import copy_model
@@ -49,6 +49,9 @@ def rewrite_model(model: nn.Module, plan: Plan, weights: Mapping[str, Sequence[W
     copied = copy_model(model)
     for step in plan.steps:
         replace_layer(copied, step, weights[step.path])
+    for selection in plan.selections:
+        for path in selection.between:
+            drop_channels(copied.get_submodule(path), selection)
     return copied
 
 
@@ -99,6 +102,24 @@ def replace_layer(model: nn.Module, step: Step, weights: Sequence[Weights]) -> N
     put_module(model, step.names, build_replacement(model.get_submodule(step.path), step, weights))
 
 
+def drop_channels(module: nn.Module, selection: Selection) -> None:
+    """Leave a module between two layers the values of the kept channels. It is changed: it must be a copy."""
+    kept = torch.tensor(selection.kept, device=next(module.parameters()).device)
+    for values in (module._parameters, module._buffers):
+        for name, value in values.items():
+            if value is None or value.shape[:1] != (selection.channels,):
+                continue
+            taken = value.detach()[kept].contiguous(memory_format=_layout_of(value))
+            values[name] = nn.Parameter(taken, value.requires_grad) if isinstance(value, nn.Parameter) else taken  # type: ignore[assignment]  # both dicts are walked alike
+    for name in ("num_features", "num_parameters", "in_channels", "out_channels", "groups"):
+        if getattr(module, name, None) == selection.channels:
+            setattr(module, name, len(selection.kept))
+
+
+def _layout_of(tensor: Tensor) -> torch.memory_format:
+    return choose_layout(tensor, channels_last=is_channels_last(tensor))
+
+
 def put_module(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
     """Put a module at some paths. ``model`` is changed: it must be a copy."""
     for name in names:
@@ -106,14 +127,17 @@ def put_module(model: nn.Module, names: Sequence[str], module: nn.Module) -> Non
         setattr(model.get_submodule(parent), child, module)
 
 
-def build_replacement(old: nn.Module, step: Step, weights: Sequence[Weights]) -> Factored:
+def build_replacement(old: nn.Module, step: Step, weights: Sequence[Weights]) -> nn.Module:
     """The module that takes the place of ``old``, which is not changed."""
     like = next(old.parameters())
+    if step.in_place:
+        _check_shapes(step.layers[0], weights[0])
+        return _build_filled(old, step.layers[0], weights[0], like).train(old.training)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for spec, values in zip(step.layers, weights, strict=True):
         _check_shapes(spec, values)
         layers[spec.name] = _build_filled(old, spec, values, like)
-    new = Factored(step.original, layers, core=find_core(step.layers)).train(old.training)
+    new = Factored(step.narrowed, layers, core=find_core(step.layers)).train(old.training)
     for name in _HOOKS:
         setattr(new, name, copy.copy(getattr(old, name)))  # the old module may live on and get hooks of its own
     new._forward_pre_hooks = OrderedDict(
@@ -179,6 +203,7 @@ def rewrite_graph(graph: torch.fx.Graph, plan: Plan) -> torch.fx.Graph:
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in graph.nodes:
         step = steps.get(str(node.target)) if node.op == "call_module" else None
+        step = None if step is None or step.in_place else step
         copied = made.node_copy(node, values.__getitem__)
         values[node] = copied if step is None else _chain(made, copied, step)
     made.lint()

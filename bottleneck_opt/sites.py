@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.kernels import by_offset, spread_groups
@@ -41,6 +42,8 @@ class Site:
             subclass whose forward does more with its input or output than a convolution.
         original: The module that stands there, where that is not what it computes (a weight-normalised layer computes
             a plain one); None when it is.
+        whole: The site with all its channels, where this one has lost some; None when it has not.
+        kept_inputs, kept_outputs: The numbers of the channels that are left, where some were lost; else empty.
     """
 
     path: str
@@ -58,6 +61,9 @@ class Site:
     mixable_input: bool = True
     mixable_output: bool = True
     original: LayerSpec | None = None
+    whole: Site | None = None
+    kept_inputs: tuple[int, ...] = ()
+    kept_outputs: tuple[int, ...] = ()
 
     @property
     def offset_weight(self) -> Tensor:
@@ -182,6 +188,25 @@ class Pass(Protocol):
 
     def propose(self, site: Site) -> Sequence[Option] | Skip | None:
         """Options for a site; a Skip when it is this pass's kind but cannot be done; None when it is not its kind."""
+
+
+@runtime_checkable
+class ChannelPass(Protocol):
+    """A rule that drops channels between two layers: a frozen dataclass whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """Short lower-case name, unique among passes."""
+
+    @property
+    def counts(self) -> int:
+        """How many numbers of channels to weigh against each other for each pair of layers."""
+
+    def eliminate(self, site: Site) -> Elimination | Skip | None:
+        """The order in which a site needs its input channels, with losses; a Skip when they all have to stay."""
+
+
+AnyPass = Pass | ChannelPass
 
 
 def rank_steps(full: int) -> tuple[int, ...]:

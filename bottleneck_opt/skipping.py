@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bottleneck_opt.allocation import Allocation
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.graph import Cost, FunctionalLayer, Traced
 from bottleneck_opt.layers import describe_layer
 from bottleneck_opt.outcome import Skipped
-from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.proposing import Priced, Proposal
 from bottleneck_opt.sites import Skip
 
 
 def list_skipped(
-    working: nn.Module, traced: Traced, candidates: Candidates, proposals: Sequence[Proposal], allocation: Allocation
-) -> tuple[Skipped, ...]:
+    working: nn.Module, traced: Traced, candidates: Candidates, proposals: Sequence[Proposal],
+    chosen: Sequence[Priced | None],
+) -> tuple[Skipped, ...]:  # fmt: skip
     """Everything left alone, largest share of the model's MACs first."""
     reasons: dict[str, tuple[Skip, tuple[str, ...]]] = {path: (skip, ()) for path, skip in candidates.refused.items()}
-    for proposal, chosen in zip(proposals, allocation.chosen, strict=True):
-        if chosen is None:
+    for proposal, option in zip(proposals, chosen, strict=True):
+        if option is None and proposal.site.whole is None:
             reasons[proposal.site.path] = _why_not(proposal)
     skipped = [_skipped(working, traced, path, *reason) for path, reason in reasons.items()]
     skipped += _list_functions(working, traced)

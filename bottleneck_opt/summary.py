@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bottleneck_opt.allocation import Allocation
+from bottleneck_opt.choosing import Choice
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.outcome import Provenance
@@ -34,18 +34,19 @@ def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
 
 
 def list_notes(
-    subject: Subject, proposals: Sequence[Proposal], allocation: Allocation, refitted: Refitted, *,
+    subject: Subject, choice: Choice, refitted: Refitted, *,
     recorded: Cost, budget: str, measured: float | None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Where numbers come from, what was assumed, and what was not reached."""
     notes = [*subject.notes, *subject.traced.notes]
     if subject.data.noise:
         notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
-    notes.extend(_unfelt_notes(proposals))
+    notes.extend(_unfelt_notes(choice.proposals))
     notes.extend(_refit_notes(refitted))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")
-    if not any(allocation.chosen):
+    allocation = choice.allocation
+    if not choice.changed:
         notes.append("nothing was rewritten: the result is an unchanged copy; result.skipped says why for each layer")
     if not allocation.met:
         ratio = allocation.cost.macs / max(subject.traced.cost.macs, 1)

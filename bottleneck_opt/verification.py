@@ -117,7 +117,7 @@ def check_calls(after: nn.Module, plan: Plan, expected: dict[str, int], run: Cal
     def count(path: str) -> Callable[..., None]:
         return lambda *_: calls.update([path])
 
-    new = [(step, f"{step.path}.{layer.name}") for step in plan.steps for layer in step.layers]
+    new = [(step, path) for step in plan.steps for path in step.layer_paths]
     handles = [after.get_submodule(path).register_forward_hook(count(path)) for _, path in new]
     try:
         run()

@@ -30,7 +30,12 @@ def picture_outcome(outcome: Outcome) -> Picture:
 
 
 def _added_paths(steps: Iterable[Step]) -> set[str]:
-    return {f"{name}.{layer.name}" for step in steps for name in (step.names or (step.path,)) for layer in step.layers}
+    return {
+        name if step.in_place else f"{name}.{layer.name}"
+        for step in steps
+        for name in (step.names or (step.path,))
+        for layer in step.layers
+    }
 
 
 def _identities(units: Sequence[Unit], changed: set[str]) -> dict[tuple[object, ...], int]:
@@ -77,7 +82,8 @@ def _step_of(unit: Unit, change: Change, steps: dict[str, Step]) -> Step | None:
     if change is Change.SAME:
         return None
     path = unit.head.path
-    return steps.get(path) if change is Change.REMOVED else steps.get(path.rpartition(".")[0])
+    narrower = path in steps and steps[path].in_place
+    return steps.get(path) if change is Change.REMOVED or narrower else steps.get(path.rpartition(".")[0])
 
 
 def _merge_edges(before: Iterable[tuple[str, str]], after: Iterable[tuple[str, str]]) -> tuple[Edge, ...]:

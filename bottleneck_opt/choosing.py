@@ -1,0 +1,125 @@
+"""From statistics to a choice: ask the passes, share out the budget, drop channels, share out what is left again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bottleneck_opt.allocation import Allocation, allocate
+from bottleneck_opt.dropping import Dropped, drop_channels
+from bottleneck_opt.graph import Cost
+from bottleneck_opt.joining import Joint, propose_joints
+from bottleneck_opt.links import Links, find_links
+from bottleneck_opt.plan import Selection, Step
+from bottleneck_opt.progress import Stages
+from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step, propose
+from bottleneck_opt.rehearsing_links import rehearse_links
+from bottleneck_opt.sites import AnyPass, ChannelPass, Pass
+from bottleneck_opt.skipping import main_reasons
+from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.subject import Subject
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to choose from and within which limits.
+
+    Attributes:
+        passes: Whom to ask.
+        limits: The most the result may cost, by unit.
+        contract: Whether a limit that cannot be reached is an error.
+    """
+
+    passes: tuple[AnyPass, ...]
+    limits: Mapping[str, int]
+    contract: bool
+
+    @property
+    def site_passes(self) -> tuple[Pass, ...]:
+        """Those that replace a layer."""
+        return tuple(each for each in self.passes if isinstance(each, Pass))
+
+    @property
+    def channel_passes(self) -> tuple[ChannelPass, ...]:
+        """Those that drop channels between layers."""
+        return tuple(each for each in self.passes if isinstance(each, ChannelPass))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        proposals: The options of every site, of the narrower one where channels are dropped.
+        allocation: The option of each.
+        selections: The channels that are dropped.
+    """
+
+    proposals: tuple[Proposal, ...]
+    allocation: Allocation
+    selections: tuple[Selection, ...]
+
+    @property
+    def changed(self) -> tuple[tuple[Proposal, Priced | None], ...]:
+        """The proposals that change something, with the option; None where the layer only got narrower."""
+        pairs = zip(self.proposals, self.allocation.chosen, strict=True)
+        return tuple((p, priced) for p, priced in pairs if priced is not None or p.site.whole is not None)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The plan's steps."""
+        return tuple(make_step(proposal.site, priced) for proposal, priced in self.changed)
+
+
+def find_droppable(subject: Subject, passes: Sequence[AnyPass]) -> Links:
+    """The links on which channels can be dropped; none where no pass drops any."""
+    if not any(isinstance(each, ChannelPass) for each in passes):
+        return Links((), {})
+    links = find_links(subject.working, subject.traced, subject.candidates)
+    return rehearse_links(subject.working, subject.example, subject.candidates, links)
+
+
+def choose_options(
+    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages
+) -> Choice:  # fmt: skip
+    """The least predicted change of the output within the limits.
+
+    First all options of all layers compete, dropped channels among them. Then the channels that lost are gone, the
+    passes look at the narrower layers, and the budget is shared out again among these, which can only do better.
+
+    Raises:
+        BudgetError, PassError: As :func:`allocate` and :func:`propose`.
+    """
+    proposals, joints = _propose(subject, statistics, links, wish, stages)
+    total = subject.traced.cost
+    with stages.stage("allocate"):
+        reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
+        first = allocate(
+            proposals, total, wish.limits, contract=wish.contract, reason=reason, joints=joints
+        )  # fmt: skip
+    if not first.kept:
+        return Choice(tuple(proposals), first, ())
+    dropped = _drop(proposals, joints, first, total, wish, stages)
+    with stages.stage("allocate again"):
+        second = allocate(dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason)
+    return Choice(dropped.proposals, replace(second, loss=second.loss + dropped.loss), dropped.selections)
+
+
+def _propose(
+    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages
+) -> tuple[list[Proposal], list[Joint]]:
+    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
+    with stages.stage("propose", total=len(sites) * (2 if wish.channel_passes else 1)) as advance:
+        proposals = propose(sites, wish.site_passes, tuple(wish.limits), advance)
+        return propose_joints(proposals, links, wish.channel_passes, advance)
+
+
+def _drop(
+    proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost, wish: Wish,
+    stages: Stages,
+) -> Dropped:  # fmt: skip
+    ends = {path for j in joints if j.link.consumer in allocation.kept for path in (j.link.producer, j.link.consumer)}
+    with stages.stage("narrow", total=len(ends)) as advance:
+        return drop_channels(
+            proposals, joints, allocation, total, wish.site_passes, tuple(wish.limits), advance
+        )  # fmt: skip

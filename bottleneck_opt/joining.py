@@ -1,0 +1,124 @@
+"""Ask which channels between two layers can go, and line such pairs up to chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bottleneck_opt.elimination import Elimination
+from bottleneck_opt.errors import PassError
+from bottleneck_opt.links import Link, Links
+from bottleneck_opt.progress import Advance
+from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.sites import ChannelPass, Site, Skip, rank_steps
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A link whose channels may be dropped.
+
+    Attributes:
+        link: The two layers.
+        pass_name: The pass that says which.
+        elimination: In which order, and what it costs.
+        counts: How many channels may be left, ascending; the last is all of them.
+    """
+
+    link: Link
+    pass_name: str
+    elimination: Elimination
+    counts: tuple[int, ...]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The predicted loss at each of ``counts``."""
+        return tuple(float(self.elimination.losses[count]) for count in self.counts)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers in a row, each the only reader of the one before it, and the links between them."""
+
+    proposals: tuple[Proposal, ...]
+    joints: tuple[Joint, ...]
+
+
+def propose_joints(
+    proposals: Sequence[Proposal], links: Links, passes: Sequence[ChannelPass], advance: Advance = lambda: None
+) -> tuple[list[Proposal], list[Joint]]:
+    """What the passes say about the links, and the proposals with their reasons added.
+
+    Raises:
+        PassError: A pass failed, or answered with something else than an order of the channels.
+    """
+    if not passes:
+        return list(proposals), []
+    ends = {link.consumer: link for link in links.found}
+    joints, told = [], []
+    for proposal in proposals:
+        path = proposal.site.path
+        answers = {each.name: _ask(each, proposal.site, ends[path]) for each in passes} if path in ends else {}
+        skips = {name: answer for name, answer in answers.items() if isinstance(answer, Skip)}
+        if path in links.refused:
+            skips |= {each.name: links.refused[path] for each in passes}
+        joints.extend([each for each in answers.values() if isinstance(each, Joint)][:1])
+        told.append(replace(proposal, skips=(*proposal.skips, *skips.items())))
+        advance()
+    return told, joints
+
+
+def _ask(each: ChannelPass, site: Site, link: Link) -> Joint | Skip | None:
+    if site.statistics.inputs.count == 0:
+        return Skip("no calibration example reached it", "calibrate with inputs that reach it")
+    try:
+        answer = each.eliminate(site)
+    except Exception as error:  # a stranger's pass can raise anything; the message names it and the site
+        raise PassError(
+            f"pass '{each.name}' failed on '{site.path}' ({site.layer.label}): {type(error).__name__}: {error}. "
+            f"Leave it out with passes=, or exclude='{site.path}'."
+        ) from error
+    if answer is None or isinstance(answer, Skip):
+        return answer
+    _check(each.name, answer, site)
+    return Joint(link, each.name, answer, choose_counts(link.channels, each.counts))
+
+
+def _check(name: str, answer: Elimination, site: Site) -> None:
+    wanted = site.layer.in_channels
+    if sorted(answer.order.tolist()) != list(range(wanted)) or answer.losses.shape != (wanted + 1,):
+        raise PassError(
+            f"pass '{name}' on '{site.path}': got an order of {len(answer.order)} channels with "
+            f"{len(answer.losses)} losses; expected each of {wanted} channels once and {wanted + 1} losses. Mend the "
+            "pass."
+        )
+    if not bool((answer.losses >= 0).all()):
+        raise PassError(f"pass '{name}' on '{site.path}': got a negative loss or NaN; expected losses of at least 0.")
+
+
+def choose_counts(channels: int, most: int) -> tuple[int, ...]:
+    """At most ``most`` numbers of channels to keep, evenly spread, and all of them.
+
+    Example:
+        >>> choose_counts(128, 4)
+        (32, 64, 96, 128)
+    """
+    steps = (*rank_steps(channels), channels)
+    stride = len(steps) / min(most, len(steps))
+    return tuple(steps[round((number + 1) * stride) - 1] for number in range(min(most, len(steps))))
+
+
+def group_chains(proposals: Sequence[Proposal], joints: Sequence[Joint]) -> tuple[Chain, ...]:
+    """The proposals as chains, in the order of their first layers; a layer that is joined to none is one by itself."""
+    before: Mapping[str, Joint] = {joint.link.consumer: joint for joint in joints}
+    after: Mapping[str, Joint] = {joint.link.producer: joint for joint in joints}
+    by_path = {proposal.site.path: proposal for proposal in proposals}
+    chains = []
+    for proposal in proposals:
+        if proposal.site.path in before:
+            continue
+        members, links = [proposal], list[Joint]()
+        while (joint := after.get(members[-1].site.path)) is not None:
+            links.append(joint)
+            members.append(by_path[joint.link.consumer])
+        chains.append(Chain(tuple(members), tuple(links)))
+    return tuple(chains)

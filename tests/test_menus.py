@@ -44,7 +44,7 @@ def price(proposal: Proposal, option: Priced | None, inputs: int, outputs: int) 
     first = layers[0].named("first", in_channels=inputs)
     layers = (first, *layers[1:])
     layers = (*layers[:-1], layers[-1].named("last", out_channels=outputs))
-    return price_layers(layers, [shape for shape in site.input_shapes]).macs
+    return price_layers(layers, list(site.input_shapes)).macs
 
 
 def try_everything(proposals: Sequence[Proposal], joints: Sequence[Joint], room: int) -> float:

@@ -1,0 +1,30 @@
+"""Compress and measure: from a key to a row."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+import bottleneck_opt as bo
+from bottleneck_opt.errors import BottleneckOptError
+from tests.benchmarks.accuracy.methods import find_method
+from tests.benchmarks.accuracy.problem import pose
+from tests.benchmarks.accuracy.rows import Key, Row
+
+
+def measure(key: Key) -> Row:
+    """The row of a key; what cannot be done is its failure."""
+    torch.set_num_threads(1)
+    problem = pose(key.network, key.training, key.draw)
+    started = time.thread_time()
+    try:
+        model = find_method(key.method)(problem, key.budget)
+    except BottleneckOptError as error:
+        return Row(key, failure=f"{type(error).__name__}: {error}")
+    seconds = time.thread_time() - started
+    before, after = (bo.trace(each, problem.example).cost for each in (problem.original, model))
+    return Row(
+        key, after.macs / before.macs, after.params / before.params, problem.metric,
+        problem.task.measure(model, key.training), problem.task.change(problem.original, model, key.training), seconds,
+    )  # fmt: skip

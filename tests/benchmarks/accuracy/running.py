@@ -1,0 +1,56 @@
+"""What is to be measured, by several processes of one thread each."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tests.benchmarks.accuracy.measuring import measure
+from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, OURS
+from tests.benchmarks.accuracy.rows import Key, append_row
+from tests.benchmarks.accuracy.tasks import TASKS
+
+TRAININGS, DRAWS = range(3), range(3)
+BUDGETS = (0.75, 0.5, 0.33, 0.25, 0.15)
+ABLATED = ("dncnn", "vgg")
+ABLATION_BUDGETS = (0.5, 0.25)
+LATENCY_BUDGETS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.11, 0.08)
+
+
+def list_keys() -> list[Key]:
+    """All rows of the accuracy tables, what belongs together in a row."""
+    seeds = list(itertools.product(TASKS, TRAININGS, DRAWS))
+    compared = [Key(*seed, method, budget) for seed in seeds for method in (*OURS, *BASELINES) for budget in BUDGETS]
+    ablated = [
+        Key(*seed, method, budget)
+        for seed in seeds
+        if seed[0] in ABLATED
+        for method in ABLATIONS
+        for budget in ABLATION_BUDGETS
+    ]
+    return sorted({*compared, *ablated}, key=lambda key: (key.training, key.draw, key.network))
+
+
+def run(keys: Sequence[Key], path: Path, *, workers: int) -> Iterator[str]:
+    """Measure what is missing and add it to the file; one line of text a batch."""
+    batches = [
+        list(group)
+        for _, group in itertools.groupby(keys, lambda key: (key.training, key.draw, key.network, key.method))
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_measure_batch, batches, itertools.repeat(path))
+
+
+def _measure_batch(keys: Sequence[Key], path: Path) -> str:
+    """Each row is in the file as soon as it is measured."""
+    words = []
+    for key in keys:
+        row = measure(key)
+        append_row(path, row)
+        words.append(f"{key.budget:g}: " + (row.failure or f"{row.gain:+.2f} ({row.change:.2g})"))
+    first = keys[0]
+    return f"{first.network} {first.training}.{first.draw} {first.method}: " + ", ".join(words)

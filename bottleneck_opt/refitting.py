@@ -138,7 +138,6 @@ def _run_hooked(
     inner: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Run with a hook after each layer, or before the inner layer where one is named."""
-
     broken: list[Exception] = []
 
     def call(path: str, module: nn.Module, value: Tensor) -> None:

@@ -25,15 +25,20 @@ RECOVERED = "+recovery"
 BUILT_IN = tuple(each.name for each in find_passes(None))
 
 
-def _optimize(problem: Problem, budget: float, **options: object) -> Result:
+def _optimize(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> Result:
     return bo.optimize(
-        problem.original, problem.example, calibration=problem.calibration, budget=budget, seed=problem.draw,
-        progress=False, **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+        problem.original,
+        problem.example,
+        calibration=problem.calibration,
+        budget=budget,
+        passes=passes,
+        seed=problem.draw,
+        progress=False,
+    )
 
 
-def _ours(problem: Problem, budget: float, **options: object) -> nn.Module:
-    return _optimize(problem, budget, **options).model
+def _ours(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> nn.Module:
+    return _optimize(problem, budget, passes).model
 
 
 def _ours_recovered(problem: Problem, budget: float) -> nn.Module:

@@ -47,7 +47,8 @@ def summarise(rows: Iterable[Row]) -> Cell:
         else:
             measured.append(row)
     if not measured:
-        return Cell(*[float("nan")] * 4, 0, tuple(failures))
+        nothing = float("nan")
+        return Cell(nothing, nothing, nothing, nothing, 0, tuple(failures))
     gains = [row.gain for row in measured]
     error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
     return Cell(

@@ -46,8 +46,8 @@ def problem() -> Problem:
     images = torch.randn(16, 3, 8, 8)
     task = Task(
         "tiny", Tiny, "points", lambda model, training: None, lambda training, draw: images,
-        lambda training, draw: Lesson(images, Recovery(steps=4, batch=4)), lambda model, training: 50.0,
-        lambda original, changed, training: float((original(images) - changed(images)).square().mean()),
+        lambda training, draw: Lesson(images, Recovery(steps=4, batch=4)), lambda model, training: model(images),
+        lambda outputs, training: 50.0, lambda expected, got: float((got - expected).square().mean()),
     )  # fmt: skip
     return Problem(task, 0, 0, Tiny().eval(), images)
 

@@ -24,7 +24,8 @@ def measure(key: Key) -> Row:
         return Row(key, failure=f"{type(error).__name__}: {error}")
     seconds = time.thread_time() - started
     before, after = (bo.trace(each, problem.example).cost for each in (problem.original, model))
-    return Row(
-        key, after.macs / before.macs, after.params / before.params, problem.metric,
-        problem.task.measure(model, key.training), problem.task.change(problem.original, model, key.training), seconds,
-    )  # fmt: skip
+    task, expected = problem.task, problem.outputs
+    got = task.run(model.eval(), key.training)
+    metrics = [task.score(each, key.training) for each in (expected, got)]
+    shares = after.macs / before.macs, after.params / before.params
+    return Row(key, *shares, *metrics, task.change(expected, got), seconds)

@@ -8,8 +8,17 @@ from pathlib import Path
 from tests.benchmarks.accuracy.latency import BATCHES, Timed, compare, read_times, render_latency
 from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, FORMS, METHODS, OURS
 from tests.benchmarks.accuracy.rows import Key, Row, matches, read_filter, read_rows
-from tests.benchmarks.accuracy.running import ABLATION_BUDGETS, BUDGETS, DRAWS, TRAININGS, list_keys, list_missing, run
-from tests.benchmarks.accuracy.table import describe_original, render
+from tests.benchmarks.accuracy.running import (
+    ABLATION_BUDGETS,
+    BUDGETS,
+    DRAWS,
+    TIMED,
+    TRAININGS,
+    list_keys,
+    list_missing,
+    run,
+)
+from tests.benchmarks.accuracy.table import describe_macs, describe_original, render
 from tests.benchmarks.accuracy.tasks import TASKS
 from tests.benchmarks.accuracy.training import train_all
 
@@ -29,7 +38,11 @@ def main() -> None:
         for number, text in enumerate(run(keys, rows, workers=options.workers), 1):
             print(f"[{number}] {text}", flush=True)
     if options.phase in {"all", "latency"}:
-        compare(options.out, [name for name in TASKS if matches_name("network", name, only)])
+        names, methods = (
+            [each for each in known if matches_name(field, each, only)]
+            for field, known in (("network", TASKS), ("method", TIMED))
+        )
+        compare(options.out, names, methods)
     measured = list(read_rows(rows).values())
     print_tables(measured)
     print_latency(measured, read_times(options.out))
@@ -71,6 +84,7 @@ def print_tables(rows: list[Row]) -> None:
             [*OURS, *BASELINES, *(row.key.method for row in mine if row.key.method not in {*ABLATIONS, *FORMS})]
         )
         print("\n".join(render(mine, title="MACs", methods=list(named), budgets=BUDGETS)))
+        print(f"\n{describe_macs(mine, BUDGETS)}")
         if any(row.key.method in ABLATIONS for row in mine):
             print()
             methods = ["ours", *ABLATIONS]

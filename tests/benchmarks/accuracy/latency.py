@@ -39,11 +39,11 @@ class Timed:
     ratio: float
 
 
-def compare(out: Path, networks: Sequence[str]) -> None:
-    """Time every structure of these networks and keep the times in ``latency-NETWORK.jsonl``."""
+def compare(out: Path, networks: Sequence[str], methods: Sequence[str]) -> None:
+    """Time what these methods make of these networks and keep the times in ``latency-NETWORK.jsonl``."""
     for name in networks:
         problem = pose(name, 0, 0)
-        models = _build_all(problem)
+        models = _build_all(problem, methods)
         timed = [each for batch in BATCHES for each in _time_batch(problem, models, batch)]
         out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in timed)
@@ -63,10 +63,10 @@ def read_times(out: Path) -> list[Timed]:
     ]
 
 
-def _build_all(problem: Problem) -> dict[tuple[str, float], nn.Module]:
+def _build_all(problem: Problem, methods: Sequence[str]) -> dict[tuple[str, float], nn.Module]:
     """Every structure once: recovery changes values only, and closed-form methods are built anew."""
     models: dict[tuple[str, float], nn.Module] = {(DENSE, 1.0): problem.original}
-    for method in (*OURS, *BASELINES, *FORMS):
+    for method in methods:
         if method.endswith(RECOVERED):
             continue
         for budget in LATENCY_BUDGETS:

@@ -55,11 +55,16 @@ def run(keys: Sequence[Key], path: Path, *, workers: int) -> Iterator[str]:
 
 
 def _measure_batch(keys: Sequence[Key], path: Path) -> str:
-    """Each row is in the file as soon as it is measured."""
-    words = []
-    for key in keys:
-        row = measure(key)
-        append_row(path, row)
-        words.append(f"{key.budget:g}: " + (row.failure or f"{row.gain:+.2f} ({row.change:.2g})"))
+    """Each row is in the file as soon as it is measured; one that could not be measured is left for the next run."""
     first = keys[0]
+    words = [f"{key.budget:g}: {_measure_into(path, key)}" for key in keys]
     return f"{first.network} {first.training}.{first.draw} {first.method}: " + ", ".join(words)
+
+
+def _measure_into(path: Path, key: Key) -> str:
+    try:
+        row = measure(key)
+    except Exception as error:  # others' libraries can raise anything; the other rows are wanted all the same
+        return f"not measured, {type(error).__name__}: {error}"
+    append_row(path, row)
+    return row.failure or f"{row.gain:+.2f} ({row.change:.2g})"

@@ -26,6 +26,12 @@ def measure(key: Key) -> Row:
     before, after = (bo.trace(each, problem.example).cost for each in (problem.original, model))
     task, expected = problem.task, problem.outputs
     got = task.run(model.eval(), key.training)
-    metrics = [task.score(each, key.training) for each in (expected, got)]
-    shares = after.macs / before.macs, after.params / before.params
-    return Row(key, *shares, *metrics, task.change(expected, got), seconds)
+    return Row(
+        key,
+        macs=after.macs / before.macs,
+        params=after.params / before.params,
+        before=task.score(expected, key.training),
+        after=task.score(got, key.training),
+        change=task.change(expected, got),
+        seconds=seconds,
+    )

@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, METHODS, OURS
+from tests.benchmarks.accuracy.latency import BATCHES, Timed, compare, read_times, render_latency
+from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, FORMS, METHODS, OURS
 from tests.benchmarks.accuracy.rows import Key, Row, matches, read_filter, read_rows
-from tests.benchmarks.accuracy.running import ABLATION_BUDGETS, BUDGETS, DRAWS, TRAININGS, list_keys, run
-from tests.benchmarks.accuracy.table import describe_original, render
+from tests.benchmarks.accuracy.running import (
+    ABLATION_BUDGETS,
+    BUDGETS,
+    DRAWS,
+    TIMED,
+    TRAININGS,
+    list_keys,
+    list_missing,
+    run,
+)
+from tests.benchmarks.accuracy.table import describe_macs, describe_original, render
 from tests.benchmarks.accuracy.tasks import TASKS
 from tests.benchmarks.accuracy.training import train_all
 
@@ -24,15 +34,18 @@ def main() -> None:
         names = [name for name in TASKS if matches_name("network", name, only)]
         train_all(names, [seed for seed in TRAININGS if matches_name("training", str(seed), only)])
     if options.phase in {"all", "accuracy"}:
-        done = read_rows(rows)
-        keys = [key for key in _wanted(only) if key not in done]
+        keys = list_missing(_wanted(only), read_rows(rows))
         for number, text in enumerate(run(keys, rows, workers=options.workers), 1):
             print(f"[{number}] {text}", flush=True)
     if options.phase in {"all", "latency"}:
-        from tests.benchmarks.accuracy.latency import compare  # noqa: PLC0415  (it must run alone)
-
-        compare(options.out, only)
-    print_tables(list(read_rows(rows).values()))
+        names, methods = (
+            [each for each in known if matches_name(field, each, only)]
+            for field, known in (("network", TASKS), ("method", TIMED))
+        )
+        compare(options.out, names, methods)
+    measured = list(read_rows(rows).values())
+    print_tables(measured)
+    print_latency(measured, read_times(options.out))
 
 
 def _read_options() -> argparse.Namespace:
@@ -67,12 +80,24 @@ def print_tables(rows: list[Row]) -> None:
         if not mine:
             continue
         print(f"\n{name}: {describe_original(mine, task.unit)}; change in {task.unit} (and of the output)\n")
-        named = dict.fromkeys([*OURS, *BASELINES, *(row.key.method for row in mine if row.key.method not in ABLATIONS)])
+        named = dict.fromkeys(
+            [*OURS, *BASELINES, *(row.key.method for row in mine if row.key.method not in {*ABLATIONS, *FORMS})]
+        )
         print("\n".join(render(mine, title="MACs", methods=list(named), budgets=BUDGETS)))
+        print(f"\n{describe_macs(mine, BUDGETS)}")
         if any(row.key.method in ABLATIONS for row in mine):
             print()
             methods = ["ours", *ABLATIONS]
             print("\n".join(render(mine, title="ingredients, MACs", methods=methods, budgets=ABLATION_BUDGETS)))
+
+
+def print_latency(rows: list[Row], times: list[Timed]) -> None:
+    """At equal measured time the most accurate network of each method."""
+    for name in TASKS:
+        for batch in BATCHES:
+            lines = render_latency(rows, times, name, batch)
+            if lines:
+                print("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,14 @@ def measure(key: Key) -> Row:
         return Row(key, failure=f"{type(error).__name__}: {error}")
     seconds = time.thread_time() - started
     before, after = (bo.trace(each, problem.example).cost for each in (problem.original, model))
+    task, expected = problem.task, problem.outputs
+    got = task.run(model.eval(), key.training)
     return Row(
-        key, after.macs / before.macs, after.params / before.params, problem.metric,
-        problem.task.measure(model, key.training), problem.task.change(problem.original, model, key.training), seconds,
-    )  # fmt: skip
+        key,
+        macs=after.macs / before.macs,
+        params=after.params / before.params,
+        before=task.score(expected, key.training),
+        after=task.score(got, key.training),
+        change=task.change(expected, got),
+        seconds=seconds,
+    )

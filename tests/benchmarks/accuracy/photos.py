@@ -13,7 +13,7 @@ from torch import Tensor, nn
 SIGMA = 25 / 255
 TRAINED_ON, TESTED_ON = "china.jpg", "flower.jpg"
 LUMA = (0.299, 0.587, 0.114)
-STEPS, BATCH, CROP, LEARNING_RATE = 2000, 8, 32, 3e-3
+STEPS, BATCH, CROP, LEARNING_RATE = 1500, 8, 32, 3e-3
 TEST_NOISE = 99
 
 
@@ -83,8 +83,6 @@ def train_denoiser(model: nn.Module, *, seed: int, steps: int = STEPS) -> None:
     model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def measure_psnr(model: nn.Module) -> float:
-    """Peak signal-to-noise ratio on the test photo, in decibels."""
-    photos = load_photos()
-    with torch.inference_mode():
-        return -10 * math.log10(float(F.mse_loss(model(photos.noisy), photos.clean)))
+def measure_psnr(denoised: Tensor) -> float:
+    """Peak signal-to-noise ratio of the test photo, in decibels."""
+    return -10 * math.log10(float(F.mse_loss(denoised, load_photos().clean)))

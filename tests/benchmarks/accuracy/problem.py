@@ -39,9 +39,9 @@ class Problem:
         return self.calibration[:1]
 
     @cached_property
-    def metric(self) -> float:
-        """The original's metric on the test data."""
-        return self.task.measure(self.original, self.training)
+    def outputs(self) -> Tensor:
+        """The original's outputs for the test data."""
+        return self.task.run(self.original, self.training)
 
     @cached_property
     def subject(self) -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -58,11 +59,14 @@ def read_line(line: str) -> Row:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a line in one write, so that several processes may add to one file."""
+    """Add a line in one write, so that several processes may add to one file.
+
+    It starts on a new line, whatever an earlier run left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, row.to_line().encode())
+        os.write(descriptor, f"\n{row.to_line()}".encode())
     finally:
         os.close(descriptor)
 
@@ -71,9 +75,12 @@ def read_rows(path: Path) -> dict[Key, Row]:
     """The rows of a file, the last of each key; a line that was cut off is none."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [read_line(line) for line in lines if line.endswith("\n") and line.strip()]
-    return {row.key: row for row in rows}
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = read_line(line)
+            rows[row.key] = row
+    return rows
 
 
 def matches(key: Key, only: Sequence[tuple[str, frozenset[str]]]) -> bool:

@@ -47,7 +47,8 @@ def summarise(rows: Iterable[Row]) -> Cell:
         else:
             measured.append(row)
     if not measured:
-        return Cell(*[float("nan")] * 4, 0, tuple(failures))
+        nothing = float("nan")
+        return Cell(nothing, nothing, nothing, nothing, 0, tuple(failures))
     gains = [row.gain for row in measured]
     error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
     return Cell(
@@ -79,3 +80,14 @@ def describe_original(rows: Sequence[Row], unit: str) -> str:
     return (
         f"original {statistics.mean(trainings.values()):.2f} {unit}, {len(trainings)} trainings, {draws} draws in all"
     )
+
+
+def describe_macs(rows: Sequence[Row], budgets: Sequence[float]) -> str:
+    """The methods that use the least and the most of each budget: all should use it up."""
+    parts = []
+    for budget in budgets:
+        shares = {row.key.method: row.macs for row in rows if row.key.budget == budget and not row.failure}
+        if shares:
+            least, most = (choose(shares, key=lambda name: shares[name]) for choose in (min, max))
+            parts.append(f"{budget:g}: {shares[least]:.3f} ({least}) to {shares[most]:.3f} ({most})")
+    return "MACs used of " + "; ".join(parts)

@@ -39,4 +39,5 @@ def train_all(names: list[str], trainings: list[int]) -> None:
         for training in trainings:
             task = TASKS[name]
             model = load_trained(task, training)
-            print(f"{name}, training {training}: {task.measure(model, training):.2f}", flush=True)
+            score = task.score(task.run(model, training), training)
+            print(f"{name}, training {training}: {score:.2f}", flush=True)

@@ -16,11 +16,13 @@ from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
+from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
@@ -30,7 +32,7 @@ from bottleneck_opt.sites import Pass, Weights
 from bottleneck_opt.skipping import list_skipped, main_reasons
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_checks, list_notes
+from bottleneck_opt.summary import describe_run, list_checks, list_joint_notes, list_notes
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
 
@@ -48,6 +50,7 @@ def optimize(
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
     recover: int | Recovery | None = None,
+    recipe: Recipe | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -67,6 +70,7 @@ def optimize(
         max_drop: Not in this version.
         recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
             :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
+        recipe: Which ingredients of the method to use; None uses all.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
@@ -88,6 +92,7 @@ def optimize(
     _check_seed(seed)
     _check_promise(evaluate=evaluate, max_drop=max_drop)
     recovery = read_recovery(recover, seed=seed)
+    recipe = recipe or Recipe()
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
@@ -99,16 +104,17 @@ def optimize(
             subject = prepare_subject(original, request)
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
-        statistics = _calibrate(subject, stages, seed=seed)
+        statistics = _calibrate(subject, recipe, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
         proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
         with stages.stage("allocate"):
             reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
             allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
             plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
-        refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, stages)
+        refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, recipe, stages)
+        joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
         with stages.stage("rewrite"):
-            rewritten = apply_plan(subject, plan, refitted.weights)
+            rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
         recovered = _recover(subject, rewritten, statistics, recovery, stages)
         with stages.stage("verify"):
@@ -131,6 +137,7 @@ def optimize(
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
+            *list_joint_notes(joint),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
         ),
@@ -160,9 +167,10 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
         )
 
 
-def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
+def _calibrate(subject: Subject, recipe: Recipe, stages: Stages, *, seed: int) -> Statistics:
     macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    sampling = Sampling(subject.data.examples, choose_probes(subject.data.examples, macs), seed)
+    probes = choose_probes(subject.data.examples, macs) if recipe.curvature else 0
+    sampling = Sampling(subject.data.examples, probes, seed)
     with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
         return collect_statistics(
             subject.working, subject.candidates.layers, subject.data, sampling,
@@ -217,8 +225,10 @@ def _fill(plan: Plan, allocation: Allocation, stages: Stages) -> dict[str, Seque
 
 def _refit(
     subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]], proposals: Sequence[Proposal],
-    stages: Stages,
+    recipe: Recipe, stages: Stages,
 ) -> Refitted:  # fmt: skip
+    if not recipe.refit:
+        return Refitted(weights, (), {step.path: "recipe= leaves it out" for step in plan.steps})
     sites = {proposal.site.path: proposal.site for proposal in proposals}
     curvatures = {step.path: sites[step.path].curvature() for step in plan.steps}
     with stages.stage("refit", total=len(plan.steps)) as advance:

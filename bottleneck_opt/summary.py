@@ -69,8 +69,8 @@ def list_joint_notes(joint: Joint) -> tuple[str, ...]:
     if not joint.weights:
         return ()
     return (
-        f"{len(joint.weights)} layers fitted together to the original's outputs: on held-out examples the output's "
-        f"change fell from {joint.before:.2e} to {joint.after:.2e}",
+        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
+        f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",
     )
 
 

@@ -16,7 +16,7 @@ class Recipe:
             squared error.
         refit: Fit the last factor of each rewritten layer again to what the original layer gave.
         joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes
-            as many as a limit on their cost allows, none for large models.
+            as many as a limit on their cost allows, none for large models and where the inputs are made up.
 
     Raises:
         InputError: A number is out of range.

@@ -541,7 +541,7 @@ def test_the_plan_is_frozen_and_survives_json() -> None:
 
 def test_stages_are_timed_in_order() -> None:
     names = [name for name, _ in run(seeded(Residual)).seconds]
-    assert names == ["trace", "calibrate", "propose", "allocate", "fit", "refit", "fit together", "rewrite", "verify"]
+    assert names == ["trace", "calibrate", "propose", "allocate", "fit", "refit", "rewrite", "verify"]
 
 
 def test_progress_is_printed_as_plain_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
@@ -549,7 +549,7 @@ def test_progress_is_printed_as_plain_lines_in_a_log(capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(":")[0] for line in captured.err.splitlines()] == [
-        "trace", "calibrate", "propose", "allocate", "fit", "refit", "fit together", "rewrite", "verify",
+        "trace", "calibrate", "propose", "allocate", "fit", "refit", "rewrite", "verify",
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from bottleneck_opt.sites import Weights
 from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.subject import Subject
 
+NOISE = "the inputs are made up, and what helps on those does not help on real ones"
 TOO_LARGE = "the model is too large for it to be quick; recipe=Recipe(joint=5) does it all the same"
 
 
@@ -37,6 +38,8 @@ def fit_plan(
     iterations = plan_iterations(macs, subject.data.examples, recipe.joint)
     if not iterations:
         return Joint(skipped="recipe= leaves it out" if recipe.joint == 0 else TOO_LARGE)
+    if subject.data.noise and recipe.joint is None:
+        return Joint(skipped=NOISE)
     paths = [path for path in subject.candidates.layers if path not in subject.candidates.probes]
     paths = list(dict.fromkeys([*paths, *(step.path for step in plan.steps)]))
     rewritten = rewrite_model(subject.working, plan, weights)

@@ -157,6 +157,17 @@ def test_a_model_that_takes_one_batch_size_only_is_left_with_a_reason() -> None:
     assert any("not fitted together" in note and "shape" in note for note in result.notes)
 
 
+def test_made_up_inputs_are_not_fitted_to() -> None:
+    result = optimize(seeded(NETS["chain"]), X[:1], budget=0.6, progress=False)
+    assert any("not fitted together" in note and "made up" in note for note in result.notes)
+
+
+def test_large_models_are_left_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bottleneck_opt.joint.fitting.MOST_MACS", 1e5)
+    result = optimize(seeded(NETS["chain"]), X[:1], calibration=X, budget=0.6, progress=False)
+    assert any("not fitted together" in note and "too large" in note for note in result.notes)
+
+
 def test_excluded_layers_keep_their_weights() -> None:
     net = seeded(NETS["chain"])
     result = optimize(net, X[:1], calibration=X, budget=0.7, exclude="4", progress=False)

@@ -12,10 +12,10 @@ Source: Gauss-Newton by conjugate gradients for least squares (Bjorck 1996, 7.4)
 (Martens and Grosse 2015).
 
 Measured, without and with it, 64 unlabelled inputs, one training and one draw. Denoiser with batch norm (27.2 dB on
-one photo after short training) at 0.5 and 0.25 of the multiply-adds: -0.46 and -1.91 dB; 16 iterations in two rounds -0.03
-and -0.35; 12 in one round -0.03 and -0.55; 8 from the weights before layer-wise refitting -0.06 and -0.57. Digits VGG, mean
-KL at 0.5, 0.25 and 0.15: 0.00030, 0.00163 and 0.00865; with it 0.00023, 0.00140 and 0.00447. A ridge of 1e-2 to 100
-made no difference: stopping where the held-out examples say so is what regularises.
+one photo after short training) at 0.5 and 0.25 of the multiply-adds: -0.46 and -1.91 dB; 16 iterations in two rounds
+-0.03 and -0.35; 12 in one round -0.03 and -0.55; 8 from the weights before layer-wise refitting -0.06 and -0.57.
+Digits VGG, mean KL at 0.5, 0.25 and 0.15: 0.00030, 0.00163 and 0.00865; with it 0.00023, 0.00140 and 0.00447. On that
+VGG a ridge of 1e-2 to 100 made no difference: stopping where the held-out examples say so is what regularises.
 """
 
 from __future__ import annotations

@@ -30,8 +30,11 @@ from bottleneck_opt.factorization import (
     square_roots,
 )
 from bottleneck_opt.inputs import find_tensors
+from bottleneck_opt.passes.expand import Expand
+from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.passes.spatial import Spatial
+from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.proposing import propose
-from bottleneck_opt.registry import find_passes
 from bottleneck_opt.testing import full_rank_plan, rewrite_at_full_rank
 from tests.layer_samples import (
     MODES,
@@ -202,7 +205,7 @@ def test_only_ranks_that_can_pay_and_the_full_one_are_fitted() -> None:
 
 def test_options_hold_nothing_large() -> None:
     site = make_site(double_conv(8, 9, 3), correlated(torch.randn(40, 8, 9, 9, dtype=torch.float64)))
-    proposal = propose([site], find_passes(["reduce", "expand", "tucker", "spatial"]), ["macs"])[0]
+    proposal = propose([site], (Reduce(), Expand(), Tucker(), Spatial()), ["macs"])[0]
     assert "reduced" not in vars(proposal.site)
     for priced in proposal.options:
         assert isinstance(priced.option.fill, partial)

@@ -73,7 +73,8 @@ def _propose(problem: Problem, recipe: Recipe) -> list[Proposal]:
     """The options of every layer, which are the same for all budgets."""
     subject = problem.subject
     sites = make_sites(subject.working, subject.traced, subject.candidates, _degrade(problem, recipe))
-    return propose(sites, find_passes(recipe.passes), ("macs",))
+    passes = [each for each in find_passes(recipe.passes) if isinstance(each, Pass)]
+    return propose(sites, passes, ("macs",))
 
 
 def _degrade(problem: Problem, recipe: Recipe) -> Statistics:

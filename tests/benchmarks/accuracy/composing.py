@@ -26,6 +26,7 @@ from bottleneck_opt.working_copy import undisturbed
 from tests.benchmarks.accuracy.problem import Problem
 
 BISECTIONS = 40
+STEP = 1e-9
 Chosen = Sequence[Priced | None]
 
 
@@ -108,7 +109,8 @@ def _without_data(weight: torch.Tensor) -> LayerStatistics:
 def allocate_evenly(proposals: Sequence[Proposal], total: Cost, limit: int) -> list[Priced | None]:
     """The same share of its MACs for every layer, as large as the limit allows, found by bisection.
 
-    A layer whose cheapest option is above the share gets that option.
+    A layer whose cheapest option is above the share gets that option. What is left of the limit lets the first layers
+    take their next larger option.
 
     Raises:
         BudgetError: Even the cheapest options are too much.
@@ -121,7 +123,12 @@ def allocate_evenly(proposals: Sequence[Proposal], total: Cost, limit: int) -> l
     if share is None:
         least = _total(proposals, choose(0.0), total) / total.macs
         raise BudgetError(f"budget: the smallest reachable is macs={least:.3f}. Ask for more.")
-    return choose(share)
+    chosen = choose(share)
+    for index, larger in enumerate(choose(share + STEP)):  # layers of one size step together: what is left goes to some
+        candidate = [*chosen[:index], larger, *chosen[index + 1 :]]
+        if _total(proposals, candidate, total) <= limit:
+            chosen = candidate
+    return chosen
 
 
 def find_largest(fits: Callable[[float], bool], *, bisections: int = BISECTIONS) -> float | None:

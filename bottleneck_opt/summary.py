@@ -67,8 +67,10 @@ def list_joint_notes(joint: Joint) -> tuple[str, ...]:
     """What fitting all layers together did, or why it was not done."""
     if joint.skipped:
         return (f"the layers were not fitted together to the model's outputs: {joint.skipped}",)
-    if not joint.weights:
+    if not joint.weights and not joint.before:
         return ()
+    if not joint.weights:
+        return ("fitting all layers together to the original's outputs did not help on the held-out examples",)
     return (
         f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
         f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",

@@ -67,7 +67,8 @@ def _loss(steps: Sequence[Step]) -> str:
 
 
 def _rank(steps: Sequence[Step]) -> str:
-    return f"rank {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
+    what = "channels" if all(step.in_place for step in steps) else "rank"
+    return f"{what} {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
 
 
 def rank_range(ranks: Sequence[tuple[int, ...]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,26 +12,28 @@ from torch import nn
 from bottleneck_opt.allocation import Allocation, allocate
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
-from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
+from bottleneck_opt.calibrating import measure_statistics, read_statistics
+from bottleneck_opt.distribution import ALONE, Ranks, run_shared
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
-from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
 from bottleneck_opt.plan import Plan, Step
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import Proposal, make_sites, make_step, propose
+from bottleneck_opt.proposing import Proposal, make_sites, make_step
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
+from bottleneck_opt.shared_proposing import propose_shared
 from bottleneck_opt.sites import Pass, Weights
 from bottleneck_opt.skipping import list_skipped, main_reasons
+from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_checks, list_notes
+from bottleneck_opt.summary import describe_run, lacks_data, list_checks, list_data_notes, list_notes
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
 
@@ -48,9 +51,12 @@ def optimize(
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
     recover: int | Recovery | None = None,
+    statistics: Statistics | str | Path | None = None,
+    memory: int | str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """A smaller copy of a trained model: expensive layers become thin chains fitted to weights and data, without
     labels, and without training unless ``recover=`` asks for it.
@@ -67,17 +73,23 @@ def optimize(
         max_drop: Not in this version.
         recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
             :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
+        statistics: What :func:`calibrate` returned, or the file it was saved to: the data is then not run through the
+            model again for the fits. ``calibration`` is still what layers are refitted to and measured on; without it,
+            nothing is refitted unless the statistics were of noise too.
+        memory: What the covariances may take, such as ``"2GB"``; the rest is kept in files of a temporary folder while
+            this runs. The result is the same. None takes half of what is free.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
         progress: Show progress on standard error.
+        ranks: Who shares the work, from :func:`bottleneck_opt.distribution.joined_ranks`. All get the same plan.
 
     Returns:
         The rewritten model with its plan, costs, measurements, pictures and notes.
 
     Raises:
-        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, FileError, NotAvailableError: See
-            each; all are :class:`BottleneckOptError`.
+        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, FileError, NotAvailableError,
+            RanksError: See each; all are :class:`BottleneckOptError`.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
@@ -92,28 +104,32 @@ def optimize(
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
     original = unwrap_model(model)
-    with undisturbed():
+    with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage:
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
             subject = prepare_subject(original, request)
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
-        statistics = _calibrate(subject, stages, seed=seed)
+        if statistics is None:
+            statistics = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
+        else:
+            statistics = read_statistics(statistics, subject)
         limits = wanted.limits(subject.traced.cost)
-        proposals = _propose(subject, statistics, chosen, tuple(limits), stages)
+        proposals = _propose(subject, statistics, chosen, tuple(limits), stages, ranks)
         with stages.stage("allocate"):
             reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
             allocation = allocate(proposals, subject.traced.cost, limits, contract=contract, reason=reason)
             plan = _make_plan(subject, proposals, allocation, wanted, chosen, seed)
-        refitted = _refit(subject, plan, _fill(plan, allocation, stages), proposals, stages)
+        refitted = _refit(subject, statistics, plan, _fill(plan, allocation, stages, ranks), proposals, stages)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
         recovered = _recover(subject, rewritten, statistics, recovery, stages)
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
-            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, trained=recovered is not None)
+            trained = recovered is not None
+            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, ranks, trained=trained)
     return Result(
         plan=plan,
         skipped=list_skipped(subject.working, subject.traced, subject.candidates, proposals, allocation),
@@ -131,6 +147,7 @@ def optimize(
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
+            *list_data_notes(subject, statistics),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
         ),
@@ -160,22 +177,12 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
         )
 
 
-def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
-    macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    sampling = Sampling(subject.data.examples, choose_probes(subject.data.examples, macs), seed)
-    with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
-        return collect_statistics(
-            subject.working, subject.candidates.layers, subject.data, sampling,
-            names=subject.candidates.names, advance=advance,
-        )  # fmt: skip
-
-
 def _propose(
-    subject: Subject, statistics: Statistics, passes: Sequence[Pass], units: Sequence[str], stages: Stages
+    subject: Subject, statistics: Statistics, passes: Sequence[Pass], units: Sequence[str], stages: Stages, ranks: Ranks
 ) -> list[Proposal]:
     sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
     with stages.stage("propose", total=len(sites)) as advance:
-        return propose(sites, passes, units, advance)
+        return propose_shared(sites, passes, units, advance, ranks)
 
 
 def _make_plan(
@@ -204,21 +211,20 @@ def _make_steps(proposals: Sequence[Proposal], allocation: Allocation) -> list[S
     ]
 
 
-def _fill(plan: Plan, allocation: Allocation, stages: Stages) -> dict[str, Sequence[Weights]]:
+def _fill(plan: Plan, allocation: Allocation, stages: Stages, ranks: Ranks) -> dict[str, Sequence[Weights]]:
     """The chosen options' weights, by path."""
-    chosen = [priced for priced in allocation.chosen if priced is not None]
-    weights: dict[str, Sequence[Weights]] = {}
-    with stages.stage("fit", total=len(chosen)) as advance:
-        for step, priced in zip(plan.steps, chosen, strict=True):
-            weights[step.path] = priced.option.fill()
-            advance()
-    return weights
+    fills = [priced.option.fill for priced in allocation.chosen if priced is not None]
+    with stages.stage("fit", total=len(fills)) as advance:
+        weights = run_shared(fills, ranks, advance)
+    return {step.path: each for step, each in zip(plan.steps, weights, strict=True)}
 
 
 def _refit(
-    subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]], proposals: Sequence[Proposal],
-    stages: Stages,
+    subject: Subject, statistics: Statistics, plan: Plan, weights: Mapping[str, Sequence[Weights]],
+    proposals: Sequence[Proposal], stages: Stages,
 ) -> Refitted:  # fmt: skip
+    if lacks_data(subject, statistics):
+        return Refitted(weights, (), {step.path: "no calibration= was given beside statistics=" for step in plan.steps})
     sites = {proposal.site.path: proposal.site for proposal in proposals}
     curvatures = {step.path: sites[step.path].curvature() for step in plan.steps}
     with stages.stage("refit", total=len(plan.steps)) as advance:
@@ -258,11 +264,12 @@ def _verify(
     view: GraphView,
     statistics: Statistics,
     evaluate: Evaluate | None,
+    ranks: Ranks,
     *,
     trained: bool,
 ) -> Verification:
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-    speed = _time_both(subject, rewritten)
+    speed = ranks.run_alone(lambda: _time_both(subject, rewritten))
     before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
     after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
     return Verification(

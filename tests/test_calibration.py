@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from bottleneck_opt import calibration
+from bottleneck_opt import calibration, sampling, sums
 from bottleneck_opt.calibration import (
     Sampling,
     choose_probes,
@@ -42,7 +42,7 @@ DAMPED = 1e-7  # predictions below this are mostly the damping of the curvature
 @pytest.fixture
 def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample small pictures too, instead of looking at every position."""
-    monkeypatch.setattr(calibration, "LEAST_POSITIONS", 49)
+    monkeypatch.setattr(sampling, "LEAST_POSITIONS", 49)
 
 
 def batches(x: Tensor, size: int = 4) -> CalibrationData:
@@ -261,7 +261,7 @@ def test_curvature_at_some_positions_stands_for_all(monkeypatch: pytest.MonkeyPa
     net = seeded(lambda: nn.Sequential(conv(2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)))
     x = noise(4, 2, 6, 6)
     whole = collect(net, x, "0", scales=UNIT).layers["0"].curvature
-    monkeypatch.setattr(calibration, "CURVATURE_POSITIONS", 7)
+    monkeypatch.setattr(sums, "CURVATURE_POSITIONS", 7)
     torch.testing.assert_close(collect(net, x, "0", scales=UNIT).layers["0"].curvature, whole)
 
 

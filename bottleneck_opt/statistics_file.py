@@ -148,6 +148,8 @@ def read_record(path: Path) -> Record:
     Raises:
         FileError: It is missing, truncated, changed, or not of this format.
     """
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file. Write it with calibrate.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

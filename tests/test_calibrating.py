@@ -56,8 +56,8 @@ def test_the_plan_from_a_file_is_the_same(saved: Path) -> None:
 def test_one_file_serves_fewer_layers_and_other_budgets(saved: Path) -> None:
     for budget in (0.8, 0.3):
         with_file, without = (
-            bo.optimize(make(), X[:1], budget=budget, exclude="0", calibration=X, progress=False, **options)
-            for options in ({"statistics": str(saved)}, {})
+            bo.optimize(make(), X[:1], budget=budget, exclude="0", calibration=X, progress=False, statistics=statistics)
+            for statistics in (str(saved), None)
         )
         assert with_file.plan == without.plan
 

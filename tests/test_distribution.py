@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from bottleneck_opt import RanksError
 from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, joined_ranks, run_shared

@@ -1,6 +1,7 @@
 """Make a trained PyTorch network smaller, and see what changed."""
 
 from bottleneck_opt.budget import Budget
+from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.errors import (
     BottleneckOptError,
     BudgetError,
@@ -10,6 +11,7 @@ from bottleneck_opt.errors import (
     NotAvailableError,
     PassError,
     PatternError,
+    RanksError,
     RewriteError,
 )
 from bottleneck_opt.graph import Cost, Traced
@@ -21,11 +23,12 @@ from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, recover
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
+from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.tracing import trace
 from bottleneck_opt.version import __version__
 
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
-    "PassError", "PatternError", "Plan", "Recipe", "Recovery", "Result", "RewriteError", "Traced", "__version__",
-    "draw", "load", "optimize", "profile", "recover", "to_graph_module", "trace",
+    "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery", "Result", "RewriteError", "Statistics",
+    "Traced", "__version__", "calibrate", "draw", "load", "optimize", "profile", "recover", "to_graph_module", "trace",
 ]  # fmt: skip

@@ -9,62 +9,35 @@ the output.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bottleneck_opt.calibration_data import CalibrationData, largest_value, place_batch
+from bottleneck_opt.calibration_data import CalibrationData, cut_batch, largest_value, place_batch
+from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
 from bottleneck_opt.layers import LayerSpec
-from bottleneck_opt.patches import count_positions, fit_output_size, take_patches, take_pixels
-from bottleneck_opt.probing import Arguments, capture_operation
 from bottleneck_opt.progress import Advance
-from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale, Statistics, empty_moments
+from bottleneck_opt.sampling import OUTER_LIMIT, Sampling, choose_probes
+from bottleneck_opt.spilling import Storage
+from bottleneck_opt.statistics import LayerStatistics, OutputScale, Statistics
+from bottleneck_opt.sums import LayerSums, MomentSums, OutputSums, OutputValues
 from bottleneck_opt.working_copy import run_on_example
 
-OUTER_LIMIT = 8192
-CURVATURE_POSITIONS = 1024
-LEAST_POSITIONS = 256
-PROBE_MACS = 2e11
-MOST_PROBES = 8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much of the data to look at.
-
-    Attributes:
-        examples: Examples in the whole calibration set, over all parts of it that will be merged.
-        probes: Random output directions an example.
-        seed: Seed of positions and directions.
-        first_example: Number of the first example of this part.
-    """
-
-    examples: int
-    probes: int
-    seed: int
-    first_example: int = 0
-
-    def positions(self, width: int, available: int) -> int:
-        """Output positions to look at in each example: at least 256, about eight samples for each of ``width``."""
-        return min(available, max(LEAST_POSITIONS, -(-8 * width // max(self.examples, 1))))
-
-
-def choose_probes(examples: int, macs_per_example: float) -> int:
-    """Eight probes an example, fewer where a forward pass is expensive: about 2e11 multiply-adds in all."""
-    return int(max(1, min(MOST_PROBES, PROBE_MACS // max(examples * macs_per_example, 1))))
+__all__ = ["Sampling", "choose_probes", "collect_statistics", "float_leaves"]
+T = TypeVar("T")
 
 
 def collect_statistics(
     working: nn.Module, layers: Mapping[str, LayerSpec], data: CalibrationData, sampling: Sampling, *,
     names: Mapping[str, Sequence[str]] | None = None, scales: tuple[OutputScale, ...] | None = None,
-    advance: Advance = lambda: None,
+    advance: Advance = lambda: None, storage: Storage | None = None, ranks: Ranks = ALONE,
 ) -> Statistics:  # fmt: skip
     """Statistics of some layers over calibration data.
 
@@ -77,24 +50,44 @@ def collect_statistics(
         scales: Output scales to use; None takes them from this data. Parts of one data set that will be merged must use
             the same.
         advance: Called twice for each batch.
+        storage: Where the covariances are kept; None keeps them in memory.
+        ranks: Who shares the work; all call this with the same arguments and get the same statistics.
 
     Raises:
         InputError: The model fails on the data, or what flows through a layer is NaN or overflows.
+        FileError: A covariance had to be written to a file and could not.
     """
     if not data.batches:
         raise ValueError("no batches to collect statistics from")
-    sums = {path: _Sums(path, layer, sampling) for path, layer in layers.items()}
-    batches = list(_placed(data.batches, working))
+    sums = _prepare_sums(layers, sampling, storage or Storage(), ranks)
     modules = {path: _find_modules(working, (names or {}).get(path, (path,))) for path in layers}
+    walk = _Walk(working, data.batches, tuple(sums.values()), sampling, ranks, advance)
     with _hooks(modules, {path: each.watch for path, each in sums.items()}):
-        found = _walk_forward(working, batches, sums.values(), advance)
+        found = walk.forward()
     scales = scales or found
-    taps = {path: each.tap for path, each in sums.items()}
-    with _hooks(modules, taps), torch.enable_grad():
-        _walk_backward(working, batches, sums.values(), scales, sampling, advance)
-    layers_found = {path: each.statistics() for path, each in sums.items()}
+    with _hooks(modules, {path: each.tap for path, each in sums.items()}), torch.enable_grad():
+        walk.backward(scales)
+    layers_found = {path: each.finish() for path, each in sums.items()}
     _check_finite(layers_found, data)
     return Statistics(layers_found, data.examples, scales)
+
+
+def _prepare_sums(
+    layers: Mapping[str, LayerSpec], sampling: Sampling, storage: Storage, ranks: Ranks
+) -> dict[str, LayerSums]:
+    """Empty sums of each layer; each is added up by one rank."""
+    widths = [layer.offsets * layer.in_channels for layer in layers.values()]
+    wide = [width for width in widths if width <= OUTER_LIMIT]
+    matrices = storage.allocate([*wide, *(layer.out_channels for layer in layers.values())])
+    inputs, outputs = iter(matrices[: len(wide)]), iter(matrices[len(wide) :])
+    owners = ranks.deal([float(min(width, OUTER_LIMIT)) ** 2 for width in widths])
+    sums = {}
+    for (path, layer), width, owner in zip(layers.items(), widths, owners, strict=True):
+        of_inputs = MomentSums(width, next(inputs) if width <= OUTER_LIMIT else None)
+        of_outputs = MomentSums(layer.out_channels, next(outputs))
+        sums[path] = LayerSums(path, layer, sampling, of_inputs, of_outputs)
+        sums[path].share(ranks, owner)
+    return sums
 
 
 def _check_finite(layers: Mapping[str, LayerStatistics], data: CalibrationData) -> None:
@@ -105,11 +98,6 @@ def _check_finite(layers: Mapping[str, LayerStatistics], data: CalibrationData) 
             f"{data.description} with values up to {largest_value(data):.1e}; expected data in the range that the "
             "model was trained on. Scale calibration= as for training, or leave the layer out with exclude=."
         )
-
-
-def _placed(batches: Sequence[Inputs], working: nn.Module) -> Iterator[Inputs]:
-    parameter = next((p for p in working.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
-    return (place_batch(batch, device=parameter.device, dtype=parameter.dtype) for batch in batches)
 
 
 def _find_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -131,46 +119,103 @@ def _hooks(modules: Mapping[str, Sequence[nn.Module]], hooks: Mapping[str, Calla
             handle.remove()
 
 
-def _walk_forward(
-    working: nn.Module, batches: Iterable[Inputs], sums: Iterable[_Sums], advance: Advance
-) -> tuple[OutputScale, ...]:
-    outputs: list[_Spread] = []
-    example = 0
-    for number, batch in enumerate(batches):
-        for each in sums:
-            each.start_batch(example)
-        with torch.no_grad():
-            leaves = float_leaves(run_on_example(working, batch, what=f"calibration batch {number}"))
-        size = batch_size(batch)
-        outputs.extend(_Spread() for _ in leaves[len(outputs) :])
-        for spread, leaf in zip(outputs, leaves, strict=False):
-            spread.add(leaf, size)
-        example += size
-        advance()
-    return tuple(spread.scale(len(outputs)) for spread in outputs)
+@dataclass(frozen=True)
+class _Walk:
+    """Both walks over the batches. In each round every rank runs one batch; then all is added up in batch order."""
 
+    working: nn.Module
+    batches: Sequence[Inputs]
+    sums: Sequence[LayerSums]
+    sampling: Sampling
+    ranks: Ranks
+    advance: Advance
 
-def _walk_backward(
-    working: nn.Module, batches: Iterable[Inputs], sums: Iterable[_Sums], scales: Sequence[OutputScale],
-    sampling: Sampling, advance: Advance,
-) -> None:  # fmt: skip
-    sums = list(sums)
-    example = 0
-    for batch in batches:
-        anchor = torch.zeros((), requires_grad=True, device=_device(working))
-        for each in sums:
-            each.start_gradients(anchor, example)
-        leaves = float_leaves(batch.call(working))
+    def forward(self) -> tuple[OutputScale, ...]:
+        """See what flows through the layers."""
+        spreads: list[OutputSums] = []
+
+        def see(batch: Inputs, example: int, what: str) -> list[OutputValues]:
+            for each in self.sums:
+                each.start_batch(example)
+            with torch.no_grad():
+                leaves = float_leaves(run_on_example(self.working, batch, what=what))
+            return [OutputValues.of(leaf, batch_size(batch)) for leaf in leaves]
+
+        for seen in self._rounds(see):
+            spreads.extend(OutputSums() for _ in seen[len(spreads) :])
+            for spread, values in zip(spreads, seen, strict=False):
+                spread.add(values)
+        return tuple(spread.scale(len(spreads)) for spread in spreads)
+
+    def backward(self, scales: Sequence[OutputScale]) -> None:
+        """Feel what the output makes of a change at the layers, a few examples at a time."""
+        device = _home(self.working)[0]
+
+        def feel(batch: Inputs, first: int, what: str) -> None:
+            example = first
+            for part in self._cut(batch):
+                anchor = torch.zeros((), requires_grad=True, device=device)
+                for each in self.sums:
+                    each.start_gradients(anchor, example)
+                self._probe(part, anchor, scales, example)
+                example += batch_size(part)
+
+        for _ in self._rounds(feel):
+            pass
+
+    def _probe(self, batch: Inputs, anchor: Tensor, scales: Sequence[OutputScale], example: int) -> None:
+        leaves = float_leaves(batch.call(self.working))
         pairs = [(leaf, scale) for leaf, scale in zip(leaves, scales, strict=False) if leaf.requires_grad]
-        generator = _generator(sampling, "probe", example)
-        for probe in range(sampling.probes if pairs else 0):
+        generator = self.sampling.generator("probe", example)
+        for probe in range(self.sampling.probes if pairs else 0):
             directions = [_direction(leaf, scale, generator) for leaf, scale in pairs]
-            keep = probe + 1 < sampling.probes
+            keep = probe + 1 < self.sampling.probes
             torch.autograd.grad([leaf for leaf, _ in pairs], [anchor], directions, retain_graph=keep, allow_unused=True)
-            for each in sums:
+            for each in self.sums:
                 each.end_probe(batch_size(batch))
-        example += batch_size(batch)
-        advance()
+
+    def _cut(self, batch: Inputs) -> list[Inputs]:
+        """The batch in parts whose activations may be kept; whole where its examples do not stand by themselves."""
+        most = self.sampling.together
+        parts = cut_batch(batch, most) if most is not None else None
+        if parts is None or len(parts) == 1 or not _are_independent(self.working, batch, parts[0]):
+            return [batch]
+        return parts
+
+    def _rounds(self, run: Callable[[Inputs, int, str], T]) -> Iterator[T]:
+        """Run all batches, as many at once as there are ranks; what each gave, in batch order, at all ranks."""
+        device, dtype = _home(self.working)
+        starts = [0, *itertools.accumulate(map(batch_size, self.batches))]
+        for first in range(0, len(self.batches), self.ranks.count):
+            number = first + self.ranks.rank
+            mine: list[T] = []
+            if number < len(self.batches):
+                batch = place_batch(self.batches[number], device=device, dtype=dtype)
+                mine.append(run(batch, starts[number], f"calibration batch {number}"))
+            for each in self.sums:
+                each.exchange()
+            for found in self.ranks.collect(mine):
+                yield from found
+                self.advance()
+
+
+def _are_independent(working: nn.Module, batch: Inputs, part: Inputs) -> bool:
+    """Whether the first examples give alone what they give in the batch: then axis 0 of all tensors holds examples."""
+    size, rows = batch_size(part), batch_size(batch)
+    with torch.no_grad():
+        whole = float_leaves(batch.call(working))
+        try:
+            alone = float_leaves(part.call(working))
+        except Exception:  # the user's model, which may take no other number of examples
+            return False
+    pairs = list(zip(whole, alone, strict=False))
+    return len(whole) == len(alone) and all(
+        leaf.dim() > 0
+        and leaf.shape[0] == rows
+        and mine.shape == (size, *leaf.shape[1:])
+        and torch.allclose(leaf[:size], mine, rtol=1e-2, atol=1e-3 * float(leaf.abs().max()), equal_nan=True)
+        for leaf, mine in pairs
+    )
 
 
 def _direction(leaf: Tensor, scale: OutputScale, generator: torch.Generator) -> Tensor:
@@ -184,131 +229,7 @@ def float_leaves(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _generator(sampling: Sampling, purpose: str, example: int) -> torch.Generator:
-    """Random numbers that depend on the seed, the purpose and the example, not on what ran before."""
-    key = f"{sampling.seed}/{purpose}/{sampling.first_example + example}"
-    return torch.Generator().manual_seed(zlib.crc32(key.encode()))
-
-
-class _Spread:
-    """Running sums of one output tensor."""
-
-    def __init__(self) -> None:
-        self._count, self._total, self._squares, self._examples = 0, 0.0, 0.0, 0
-
-    def add(self, leaf: Tensor, examples: int) -> None:
-        values = leaf.detach().double()
-        values = values[torch.isfinite(values)]  # logits that are ruled out by -inf vary in no way that counts
-        self._count += values.numel()
-        self._total += float(values.sum())
-        self._squares += float(values.square().sum())
-        self._examples += examples
-
-    def scale(self, leaves: int) -> OutputScale:
-        mean = self._total / max(self._count, 1)
-        variance = max(self._squares / max(self._count, 1) - mean * mean, 0.0)
-        return OutputScale(variance**0.5, self._count / max(self._examples, 1), leaves)
-
-
-class _Sums:
-    """Running sums of one layer, fed by forward hooks."""
-
-    def __init__(self, path: str, layer: LayerSpec, sampling: Sampling) -> None:
-        self._path, self._layer, self._sampling = path, layer, sampling
-        width = layer.offsets * layer.in_channels
-        wants_outer = width <= OUTER_LIMIT
-        self._inputs = empty_moments(width, outer=wants_outer)
-        self._outputs = empty_moments(layer.out_channels, outer=True)
-        self._width = max(width, layer.out_channels) if wants_outer else layer.out_channels
-        self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64, device="cpu")
-        self._probes = 0
-        self._generator = torch.Generator()
-        self._anchor = torch.zeros((), device="cpu")
-        self._felt = False
-
-    def start_batch(self, example: int) -> None:
-        self._generator = _generator(self._sampling, self._path, example)
-
-    def watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        layer, x, y = self._layer, (args[0] if args else kwargs["input"]).detach(), output.detach()
-        positions = self._choose_positions(y)
-        if layer.subclass:
-            layer, x = _see_operation(module, args, kwargs)
-        if layer.transposed:
-            layer = fit_output_size(layer, x, y)
-        self._inputs = _add_samples(self._inputs, take_patches(layer, x, positions))
-        self._outputs = _add_samples(self._outputs, take_pixels(self._layer, y, positions))
-
-    def _choose_positions(self, y: Tensor) -> Tensor:
-        available = count_positions(self._layer, y)
-        wanted = self._sampling.positions(self._width, available)
-        if wanted == available:
-            return torch.arange(available, device="cpu")
-        return torch.randperm(available, generator=self._generator, device="cpu")[:wanted].sort().values
-
-    def start_gradients(self, anchor: Tensor, example: int) -> None:
-        self._anchor = anchor
-        self.start_batch(example)
-
-    def end_probe(self, examples: int) -> None:
-        """Count the probe's examples if its gradient arrived at any call of the layer."""
-        self._probes += examples if self._felt else 0
-        self._felt = False
-
-    def tap(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-        """Let the gradient at this output be seen; the value stays the same."""
-        tapped = output + self._anchor.to(output.dtype)
-        if not tapped.requires_grad:  # the model runs this part under no_grad
-            return output
-        available = count_positions(self._layer, output)
-        if available > CURVATURE_POSITIONS:
-            positions = (
-                torch.randperm(available, generator=self._generator, device="cpu")[:CURVATURE_POSITIONS].sort().values
-            )
-        else:
-            positions = torch.arange(available, device="cpu")
-        tapped.register_hook(lambda gradient: self._add_gradient(gradient, positions, available))
-        return tapped
-
-    def _add_gradient(self, gradient: Tensor, positions: Tensor, available: int) -> None:
-        pixels = take_pixels(self._layer, gradient, positions)
-        scale = available / max(len(positions), 1)
-        self._curvature += (pixels.T @ pixels).double().cpu() * scale
-        self._felt = True
-
-    def statistics(self) -> LayerStatistics:
-        return LayerStatistics(self._inputs, self._outputs, self._curvature, self._probes)
-
-
-def _see_operation(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[LayerSpec, Tensor]:
-    """The convolution inside a layer that changes its input first, and that changed input."""
-    operation = capture_operation(module, Arguments(args, kwargs))
-    if operation is None:
-        raise ValueError(f"{type(module).__name__} was probed with one operation and now runs another number of them")
-    return operation.layer, operation.input.detach()
-
-
-def _add_samples(moments: Moments, samples: Tensor) -> Moments:
-    """Add samples ``(n, d)``. Products run in the samples' precision, around their mean; sums in float64."""
-    exact = samples.double()
-    total = exact.sum(0).cpu()
-    outer = moments.outer
-    if outer is not None:
-        outer += _sum_products(samples, total)
-    return Moments(
-        moments.count + len(samples), moments.total + total, moments.squares + float(exact.square().sum()), outer
-    )
-
-
-def _sum_products(samples: Tensor, total: Tensor) -> Tensor:
-    """``sum x x^T (d, d)`` of samples ``(n, d)``, centred on the way so that a large mean drowns nothing."""
-    center = (total / max(len(samples), 1)).to(samples)
-    centered = samples - center
-    products = (centered.T @ centered).double().cpu()
-    middle = center.double().cpu()
-    cross = torch.outer(total - len(samples) * middle / 2, middle)
-    return products.add_(cross).add_(cross.T)
+def _home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a model is and the precision it runs in."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
+    return like.device, like.dtype

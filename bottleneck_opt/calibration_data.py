@@ -202,3 +202,17 @@ def largest_value(data: CalibrationData) -> float:
 def place_batch(batch: Inputs, *, device: torch.device, dtype: torch.dtype) -> Inputs:
     """A batch on a device, its floating tensors in a precision."""
     return batch.map(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+
+
+def cut_batch(batch: Inputs, size: int) -> list[Inputs] | None:
+    """A batch in parts of at most ``size`` examples; None where not all its tensors have one row an example."""
+    rows = batch_size(batch)
+    if rows <= size:
+        return [batch]
+    if any(not tensor.dim() or tensor.shape[0] != rows for tensor in batch.tensors()):
+        return None
+
+    def take(start: int) -> Inputs:
+        return batch.map(lambda tensor: tensor[start : start + size])
+
+    return [take(start) for start in range(0, rows, size)]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bottleneck_opt.allocation import Allocation, allocate
+from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.dropping import Dropped, drop_channels
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, propose_joints
 from bottleneck_opt.links import Links, find_links
 from bottleneck_opt.plan import Selection, Step
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step, propose
+from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step
 from bottleneck_opt.rehearsing_links import rehearse_links
+from bottleneck_opt.shared_proposing import propose_shared
 from bottleneck_opt.sites import AnyPass, ChannelPass, Pass
 from bottleneck_opt.skipping import main_reasons
 from bottleneck_opt.statistics import Statistics
@@ -80,8 +83,8 @@ def find_droppable(subject: Subject, passes: Sequence[AnyPass]) -> Links:
 
 
 def choose_options(
-    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages
-) -> Choice:  # fmt: skip
+    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages, ranks: Ranks = ALONE
+) -> Choice:
     """The least predicted change of the output within the limits.
 
     First all options of all layers compete, dropped channels among them. Then the channels that lost are gone, the
@@ -90,7 +93,7 @@ def choose_options(
     Raises:
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
-    proposals, joints = _propose(subject, statistics, links, wish, stages)
+    proposals, joints = _propose(subject, statistics, links, wish, stages, ranks)
     total = subject.traced.cost
     with stages.stage("allocate"):
         reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
@@ -99,27 +102,28 @@ def choose_options(
         )  # fmt: skip
     if not first.kept:
         return Choice(tuple(proposals), first, ())
-    dropped = _drop(proposals, joints, first, total, wish, stages)
+    dropped = _drop(proposals, joints, first, total, wish, stages, ranks)
     with stages.stage("allocate again"):
         second = allocate(dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason)
     return Choice(dropped.proposals, replace(second, loss=second.loss + dropped.loss), dropped.selections)
 
 
 def _propose(
-    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages
+    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages, ranks: Ranks
 ) -> tuple[list[Proposal], list[Joint]]:
     sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
-    with stages.stage("propose", total=len(sites) * (2 if wish.channel_passes else 1)) as advance:
-        proposals = propose(sites, wish.site_passes, tuple(wish.limits), advance)
-        return propose_joints(proposals, links, wish.channel_passes, advance)
+    with stages.stage("propose", total=len(sites) + len(links.found) * len(wish.channel_passes)) as advance:
+        proposals = propose_shared(sites, wish.site_passes, tuple(wish.limits), advance, ranks)
+        return propose_joints(proposals, links, wish.channel_passes, advance, ranks)
 
 
 def _drop(
     proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost, wish: Wish,
-    stages: Stages,
+    stages: Stages, ranks: Ranks,
 ) -> Dropped:  # fmt: skip
     ends = {path for j in joints if j.link.consumer in allocation.kept for path in (j.link.producer, j.link.consumer)}
     with stages.stage("narrow", total=len(ends)) as advance:
-        return drop_channels(
-            proposals, joints, allocation, total, wish.site_passes, tuple(wish.limits), advance
+        ask = partial(
+            propose_shared, passes=wish.site_passes, units=tuple(wish.limits), advance=advance, ranks=ranks
         )  # fmt: skip
+        return drop_channels(proposals, joints, allocation, total, ask)

@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
-from bottleneck_opt.errors import BottleneckOptError
+from bottleneck_opt.distribution import joined_ranks
+from bottleneck_opt.errors import BottleneckOptError, RanksError
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
@@ -37,13 +39,20 @@ Shape = Annotated[str | None, typer.Option("--input", help="Shape of one example
 Calibration = Annotated[
     str | None, typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0.")
 ]
+Memory = Annotated[
+    str | None, typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of it.")
+]
+Limit = Annotated[int, typer.Option(help="Examples read at most.")]
+Include = Annotated[list[str] | None, typer.Option(help="Only these module paths (glob; may be repeated).")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Not these module paths (glob; may be repeated).")]
+Device = Annotated[str | None, typer.Option(help="Where to calibrate and measure.")]
+Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
     str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Globs = list[str] | None
 _INTERRUPTED = 130
 
 
@@ -60,36 +69,77 @@ def optimize_command(
     weights: Weights = None,
     input_shape: Shape = None,
     calibration: Calibration = None,
-    calibration_limit: Annotated[int, typer.Option(help="Examples read at most.")] = 256,
+    calibration_limit: Limit = 256,
+    statistics: Annotated[
+        Path | None, typer.Option(help="File that the calibrate command wrote: the data is not looked at again.")
+    ] = None,
     budget: BudgetText = None,
     passes: Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")] = None,
-    include: Annotated[Globs, typer.Option(help="Only these module paths (glob; may be repeated).")] = None,
-    exclude: Annotated[Globs, typer.Option(help="Not these module paths (glob; may be repeated).")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
     recover: Annotated[
         int | None, typer.Option(help="Steps of training towards the original's outputs, without labels, such as 300.")
     ] = None,
     out: Out = Path("out"),
-    device: Annotated[str | None, typer.Option(help="Where to calibrate and measure.")] = None,
-    seed: Annotated[int, typer.Option(help="Of noise and sampling.")] = 0,
+    memory: Memory = None,
+    device: Device = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Compress a model and write it, with before/after pictures and a report, to a folder."""
-    result = optimize(
-        find_model(model, weights),
-        None if input_shape is None else read_shape(input_shape),
-        calibration=None if calibration is None else read_calibration_file(calibration),
-        calibration_limit=calibration_limit, budget=budget, passes=None if passes is None else passes.split(","),
-        include=include or None, exclude=exclude or None, evaluate=None if evaluate is None else
-        find_function(evaluate), max_drop=max_drop, recover=recover, device=device, seed=seed, progress=not as_json,
-    )  # fmt: skip
-    folder = result.save(out)
+    """Compress a model and write it, with before/after pictures and a report, to a folder. torchrun shares the work."""
+    with joined_ranks() as ranks:
+        found = find_model(model, weights)
+        ranks.share_weights(found)
+        result = optimize(
+            found,
+            None if input_shape is None else read_shape(input_shape),
+            calibration=None if calibration is None else read_calibration_file(calibration),
+            calibration_limit=calibration_limit, statistics=statistics, budget=budget,
+            passes=None if passes is None else passes.split(","), include=include or None, exclude=exclude or None,
+            evaluate=None if evaluate is None else find_function(evaluate), max_drop=max_drop, recover=recover,
+            memory=memory, device=device, seed=seed, progress=not as_json and ranks.is_first, ranks=ranks,
+        )  # fmt: skip
+        if not ranks.is_first:
+            return
+        folder = result.save(out)
     if as_json:
         typer.echo(report_json(result))
         return
     typer.echo(str(result))
     typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("statistics.safetensors"),
+    weights: Weights = None,
+    input_shape: Shape = None,
+    calibration: Calibration = None,
+    calibration_limit: Limit = 256,
+    include: Include = None,
+    exclude: Exclude = None,
+    memory: Memory = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Look at the calibration data once; optimize --statistics then tries any number of budgets."""
+    with joined_ranks() as ranks:
+        found = find_model(model, weights)
+        ranks.share_weights(found)
+        statistics = calibrate(
+            found,
+            None if input_shape is None else read_shape(input_shape),
+            calibration=None if calibration is None else read_calibration_file(calibration),
+            calibration_limit=calibration_limit, include=include or None, exclude=exclude or None, memory=memory,
+            device=device, seed=seed, progress=ranks.is_first, ranks=ranks,
+        )  # fmt: skip
+        if ranks.is_first:
+            typer.echo(
+                f"{len(statistics.layers)} layers, {statistics.examples} examples; written to {statistics.save(out)}"
+            )
 
 
 @app.command("profile")
@@ -148,6 +198,8 @@ def _run(arguments: list[str] | None) -> int:
     try:
         code = _call(arguments)
     except BottleneckOptError as error:
+        if isinstance(error, RanksError) and error.told:
+            return 1
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except (typer.Abort, KeyboardInterrupt):

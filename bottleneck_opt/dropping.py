@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bottleneck_opt.allocation import Allocation
@@ -10,9 +10,8 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint
 from bottleneck_opt.narrowing import narrow_site
 from bottleneck_opt.plan import Selection
-from bottleneck_opt.progress import Advance
-from bottleneck_opt.proposing import Proposal, ask_all
-from bottleneck_opt.sites import Pass
+from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.sites import Site
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Dropped:
 
 def drop_channels(
     proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost,
-    passes: Sequence[Pass], units: Sequence[str], advance: Advance = lambda: None,
+    ask: Callable[[Sequence[Site]], list[Proposal]],
 ) -> Dropped:  # fmt: skip
     """Narrow the sites at both ends of each link that loses channels, and ask the passes about them again.
 
@@ -46,35 +45,30 @@ def drop_channels(
         joints: The links.
         allocation: How many channels of each stay.
         total: Cost of the whole model as it is.
-        passes: Whom to ask.
-        units: The budget's units.
-        advance: Called after each site that got narrower.
+        ask: Gives the passes' answers about sites.
     """
     selections = tuple(_select(joint, allocation.kept) for joint in joints if joint.link.consumer in allocation.kept)
     inputs = {selection.consumer: selection.kept for selection in selections}
     outputs = {selection.producer: selection.kept for selection in selections}
-    made = []
-    for proposal in proposals:
-        path = proposal.site.path
-        if path in inputs or path in outputs:
-            proposal = _narrow(proposal, inputs.get(path), outputs.get(path), passes, units)  # noqa: PLW2901
-            total -= proposal.site.whole.cost - proposal.site.cost  # type: ignore[union-attr]  # narrow sites have it
-            advance()
-        made.append(proposal)
-    return Dropped(tuple(made), total - sum((each.saved for each in selections), Cost()), selections)
+    sites = [
+        _narrow(proposal.site, inputs.get(proposal.site.path), outputs.get(proposal.site.path))
+        for proposal in proposals
+        if proposal.site.path in {*inputs, *outputs}
+    ]
+    answers = {proposal.site.path: proposal for proposal in ask(sites)}
+    whole = {proposal.site.path: proposal.site.cost for proposal in proposals}
+    saved = sum((whole[site.path] - site.cost for site in sites), Cost())
+    saved += sum((selection.saved for selection in selections), Cost())
+    return Dropped(tuple(answers.get(p.site.path, p) for p in proposals), total - saved, selections)
 
 
-def _narrow(
-    proposal: Proposal, inputs: Sequence[int] | None, outputs: Sequence[int] | None, passes: Sequence[Pass],
-    units: Sequence[str],
-) -> Proposal:  # fmt: skip
-    layer = proposal.site.layer
-    site = narrow_site(
-        proposal.site,
+def _narrow(site: Site, inputs: Sequence[int] | None, outputs: Sequence[int] | None) -> Site:
+    layer = site.layer
+    return narrow_site(
+        site,
         range(layer.in_channels) if inputs is None else inputs,
         range(layer.out_channels) if outputs is None else outputs,
     )
-    return ask_all(site, passes, units)
 
 
 def _select(joint: Joint, kept: Mapping[str, int]) -> Selection:

@@ -10,6 +10,8 @@ The tree::
     |-- PatternError       include= or exclude= matches nothing             (proposing)
     |-- RewriteError       a plan does not fit the model it is applied to   (rewriting)
     |-- FileError          a file cannot be read, checked or written        (files, plan, saving)
+    |-- RanksError         processes that share a run disagree or lost    (distribution)
+    |                      each other
     `-- NotAvailableError  an option that this version does not have        (optimizer, cli)
 
 A message says what, where, got, expected, and ends with what to do.
@@ -56,6 +58,18 @@ class RewriteError(BottleneckOptError):
 
 class FileError(BottleneckOptError):
     """A file cannot be read, does not pass its checks, or cannot be written."""
+
+
+class RanksError(BottleneckOptError):
+    """Processes that share one run do not have the same model or data, or lost each other.
+
+    Attributes:
+        told: Another process stopped first and has said why.
+    """
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class NotAvailableError(BottleneckOptError):

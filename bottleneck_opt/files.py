@@ -10,12 +10,24 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from bottleneck_opt.errors import FileError
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file through a temporary one beside it, so that no half of it is ever seen.
+
+    Raises:
+        FileError: The folder is missing or cannot be written.
+    """
+    with file_written_whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def file_written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path`` to write to; when the block ends well it takes its place.
 
     Raises:
         FileError: The folder is missing or cannot be written.
@@ -28,7 +40,7 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:

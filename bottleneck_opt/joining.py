@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, run_shared
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.links import Link, Links
@@ -44,27 +46,48 @@ class Chain:
 
 
 def propose_joints(
-    proposals: Sequence[Proposal], links: Links, passes: Sequence[ChannelPass], advance: Advance = lambda: None
-) -> tuple[list[Proposal], list[Joint]]:
+    proposals: Sequence[Proposal], links: Links, passes: Sequence[ChannelPass], advance: Advance = lambda: None,
+    ranks: Ranks = ALONE,
+) -> tuple[list[Proposal], list[Joint]]:  # fmt: skip
     """What the passes say about the links, and the proposals with their reasons added.
+
+    Args:
+        proposals: Those of all sites.
+        links: Where channels may be dropped.
+        passes: Whom to ask.
+        advance: Called after each question.
+        ranks: Who shares the work.
 
     Raises:
         PassError: A pass failed, or answered with something else than an order of the channels.
     """
     if not passes:
         return list(proposals), []
-    ends = {link.consumer: link for link in links.found}
+    answers = _ask_all({p.site.path: p.site for p in proposals}, links, passes, advance, ranks)
     joints, told = [], []
     for proposal in proposals:
         path = proposal.site.path
-        answers = {each.name: _ask(each, proposal.site, ends[path]) for each in passes} if path in ends else {}
-        skips = {name: answer for name, answer in answers.items() if isinstance(answer, Skip)}
+        mine = {name: answer for (consumer, name), answer in answers.items() if consumer == path}
+        skips = {name: answer for name, answer in mine.items() if isinstance(answer, Skip)}
         if path in links.refused:
             skips |= {each.name: links.refused[path] for each in passes}
-        joints.extend([each for each in answers.values() if isinstance(each, Joint)][:1])
+        joints.extend([each for each in mine.values() if isinstance(each, Joint)][:1])
         told.append(replace(proposal, skips=(*proposal.skips, *skips.items())))
-        advance()
     return told, joints
+
+
+def _ask_all(
+    sites: Mapping[str, Site], links: Links, passes: Sequence[ChannelPass], advance: Advance, ranks: Ranks
+) -> dict[tuple[str, str], Joint | Skip | None]:
+    """The answer of each pass about each link, by the link's consumer and the pass's name."""
+    asked = [(link, each) for link in links.found for each in passes]
+    loads = [float(link.channels * sites[link.consumer].layer.offsets) ** 3 for link, _ in asked]
+    works: list[Callable[[], Joint | Skip | None]] = [
+        partial(_ask, each, sites[link.consumer], link) if owner == ranks.rank else Elsewhere(owner)
+        for (link, each), owner in zip(asked, ranks.deal(loads), strict=True)
+    ]
+    answers = run_shared(works, ranks, advance)
+    return {(link.consumer, each.name): answer for (link, each), answer in zip(asked, answers, strict=True)}
 
 
 def _ask(each: ChannelPass, site: Site, link: Link) -> Joint | Skip | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ from torch import nn
 
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
-from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
+from bottleneck_opt.calibrating import measure_statistics, read_statistics
 from bottleneck_opt.choosing import Choice, Wish, choose_options, find_droppable
+from bottleneck_opt.distribution import ALONE, Ranks, run_shared
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
-from bottleneck_opt.inputs import batch_size
+from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
@@ -27,13 +30,23 @@ from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
-from bottleneck_opt.sites import AnyPass, Weights
+from bottleneck_opt.sites import AnyPass, Site, Weights
 from bottleneck_opt.skipping import list_skipped
+from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_checks, list_joint_notes, list_notes
+from bottleneck_opt.summary import (
+    describe_run,
+    lacks_data,
+    list_checks,
+    list_data_notes,
+    list_joint_notes,
+    list_notes,
+)
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
+
+UNKNOWN_DATA = "no calibration= was given beside statistics="
 
 
 def optimize(
@@ -50,9 +63,12 @@ def optimize(
     max_drop: float | None = None,
     recover: int | Recovery | None = None,
     recipe: Recipe | None = None,
+    statistics: Statistics | str | Path | None = None,
+    memory: int | str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """A smaller copy of a trained model: expensive layers become thin chains fitted to weights and data, without
     labels, and without training unless ``recover=`` asks for it.
@@ -70,17 +86,23 @@ def optimize(
         recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
             :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
         recipe: Which ingredients of the method to use; None uses all.
+        statistics: What :func:`calibrate` returned, or the file it was saved to: the data is then not run through the
+            model again for the fits. ``calibration`` is still what layers are refitted to and measured on; without it,
+            nothing is refitted unless the statistics were of noise too.
+        memory: What the covariances may take, such as ``"2GB"``; the rest is kept in files of a temporary folder while
+            this runs. The result is the same. None takes half of what is free.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
         progress: Show progress on standard error.
+        ranks: Who shares the work, from :func:`bottleneck_opt.distribution.joined_ranks`. All get the same plan.
 
     Returns:
         The rewritten model with its plan, costs, measurements, pictures and notes.
 
     Raises:
-        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, FileError, NotAvailableError: See
-            each; all are :class:`BottleneckOptError`.
+        ModelError, InputError, BudgetError, PassError, PatternError, RewriteError, FileError, NotAvailableError,
+            RanksError: See each; all are :class:`BottleneckOptError`.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
@@ -96,7 +118,7 @@ def optimize(
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
     original = unwrap_model(model)
-    with undisturbed():
+    with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage:
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
@@ -104,19 +126,29 @@ def optimize(
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
             links = find_droppable(subject, chosen)
-        statistics = _calibrate(subject, recipe, stages, seed=seed)
+        if statistics is None:
+            statistics = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
+        else:
+            statistics = read_statistics(statistics, subject)
+        statistics = statistics if recipe.curvature else statistics.without_curvature()
         limits = wanted.limits(subject.traced.cost)
-        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract), stages)
+        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract), stages, ranks)
         plan = _make_plan(subject, choice, wanted, chosen, seed)
-        refitted = _refit(subject, plan, choice, recipe, stages)
-        joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
+        weights = _fill(choice, stages, ranks)
+        joint = Joint(skipped=UNKNOWN_DATA)
+        if lacks_data(subject, statistics):
+            refitted = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA))
+        else:
+            refitted = _refit(subject, plan, choice, weights, recipe, stages)
+            joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
         recovered = _recover(subject, rewritten, statistics, recovery, stages)
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
-            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, trained=recovered is not None)
+            trained = recovered is not None
+            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, ranks, trained=trained)
     return Result(
         plan=plan,
         skipped=list_skipped(
@@ -135,6 +167,7 @@ def optimize(
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
+            *list_data_notes(subject, statistics),
             *list_joint_notes(joint),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
@@ -165,17 +198,6 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
         )
 
 
-def _calibrate(subject: Subject, recipe: Recipe, stages: Stages, *, seed: int) -> Statistics:
-    macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    probes = choose_probes(subject.data.examples, macs) if recipe.curvature else 0
-    sampling = Sampling(subject.data.examples, probes, seed)
-    with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
-        return collect_statistics(
-            subject.working, subject.candidates.layers, subject.data, sampling,
-            names=subject.candidates.names, advance=advance,
-        )  # fmt: skip
-
-
 def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequence[AnyPass], seed: int) -> Plan:
     kind = type(subject.original)
     return Plan(
@@ -192,19 +214,22 @@ def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequenc
     )
 
 
-def _fill(choice: Choice, stages: Stages) -> dict[str, Sequence[Weights]]:
+def _fill(choice: Choice, stages: Stages, ranks: Ranks) -> dict[str, Sequence[Weights]]:
     """The chosen options' weights, by path; of a layer that only got narrower, its own."""
-    weights: dict[str, Sequence[Weights]] = {}
-    with stages.stage("fit", total=len(choice.changed)) as advance:
-        for proposal, priced in choice.changed:
-            site = proposal.site
-            weights[site.path] = [Weights(site.weight, site.bias)] if priced is None else priced.option.fill()
-            advance()
-    return weights
+    fills = [partial(_own_weights, p.site) if priced is None else priced.option.fill for p, priced in choice.changed]
+    with stages.stage("fit", total=len(fills)) as advance:
+        weights = run_shared(fills, ranks, advance)
+    return {p.site.path: each for (p, _), each in zip(choice.changed, weights, strict=True)}
 
 
-def _refit(subject: Subject, plan: Plan, choice: Choice, recipe: Recipe, stages: Stages) -> Refitted:
-    weights = _fill(choice, stages)
+def _own_weights(site: Site) -> Sequence[Weights]:
+    return [Weights(site.weight, site.bias)]
+
+
+def _refit(
+    subject: Subject, plan: Plan, choice: Choice, weights: Mapping[str, Sequence[Weights]], recipe: Recipe,
+    stages: Stages,
+) -> Refitted:  # fmt: skip
     if not recipe.refit:
         return Refitted(weights, (), {step.path: "recipe= leaves it out" for step in plan.steps})
     curvatures = {proposal.site.path: proposal.site.curvature() for proposal, _ in choice.changed}
@@ -245,11 +270,12 @@ def _verify(
     view: GraphView,
     statistics: Statistics,
     evaluate: Evaluate | None,
+    ranks: Ranks,
     *,
     trained: bool,
 ) -> Verification:
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-    speed = _time_both(subject, rewritten)
+    speed = ranks.run_alone(lambda: _time_both(subject, rewritten))
     before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
     after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
     return Verification(

@@ -1,135 +1,80 @@
-"""What calibration learns about a layer: sums over samples that can be added up in any order."""
+"""What calibration learns about all layers, with where it comes from; saved, loaded and merged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from bottleneck_opt.files import as_path
 from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.moments import LayerStatistics, Moments, OutputScale, empty_moments
+from bottleneck_opt.statistics_file import Origin, Record, read_record, write_record
+
+__all__ = ["LayerStatistics", "Moments", "Origin", "OutputScale", "Statistics", "empty_moments", "unit_statistics"]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Sums over samples of a vector of length ``d``.
+class Statistics:
+    """Statistics of every observed layer.
 
     Attributes:
-        count: Number of samples.
-        total: Sum of the samples ``(d,)``, float64.
-        squares: Sum of all squared entries.
-        outer: Sum of ``x x^T`` ``(d, d)``, float64; None when it was not collected.
+        layers: By module path.
+        examples: Examples seen.
+        scales: One for each floating tensor of the output, in order.
+        origin: Of which model and which data they are; None where they never leave the run that took them.
+
+    Example:
+        >>> import tempfile, torch, bottleneck_opt as bo
+        >>> net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)), torch.randn(4, 3, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = bo.calibrate(net, x[:1], calibration=x, progress=False).save(folder + "/stats.safetensors")
+        ...     result = bo.optimize(net, x[:1], calibration=x, statistics=file, progress=False)
+        >>> result.plan == bo.optimize(net, x[:1], calibration=x, progress=False).plan
+        True
     """
 
-    count: int
-    total: Tensor
-    squares: float
-    outer: Tensor | None
+    layers: Mapping[str, LayerStatistics]
+    examples: int
+    scales: tuple[OutputScale, ...]
+    origin: Origin | None = None
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean sample ``(d,)``."""
-        return self.total / max(self.count, 1)
+    def merge(self, other: Statistics) -> Statistics:
+        """The statistics of both data sets, which must have been collected with the same scales."""
+        if self.layers.keys() != other.layers.keys() or self.scales != other.scales:
+            raise ValueError("only statistics of the same layers and output scales can be merged")
+        layers = {path: mine.merge(other.layers[path]) for path, mine in self.layers.items()}
+        return Statistics(layers, self.examples + other.examples, self.scales)
 
-    @property
-    def variance(self) -> float:
-        """Mean variance of an entry: the trace of the covariance over ``d``."""
-        spread = self.squares / max(self.count, 1) - float(self.mean.square().sum())
-        return max(spread, 0.0) / max(len(self.total), 1)
+    def without_curvature(self) -> Statistics:
+        """The same as if no gradient had reached any layer: errors then count alike in all output channels."""
+        layers = {path: replace(layer, probes=0) for path, layer in self.layers.items()}
+        return replace(self, layers=layers)
 
-    def take(self, entries: Tensor) -> Moments:
-        """The sums over some entries of the samples only; ``entries`` holds their numbers."""
-        outer = None if self.outer is None else self.outer[entries[:, None], entries]
-        total = self.total[entries]
-        share = self.squares * len(entries) / max(len(self.total), 1) if outer is None else float(outer.trace())
-        return Moments(self.count, total, share, outer)
+    def save(self, path: str | Path) -> Path:
+        """Write them to a ``.safetensors`` file, whole or not at all.
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether no sum is NaN or has overflowed."""
-        sums = [self.total, torch.tensor(self.squares, device="cpu"), *([] if self.outer is None else [self.outer])]
-        return all(bool(torch.isfinite(each).all()) for each in sums)
+        Raises:
+            FileError: The file cannot be written.
+            ValueError: They do not say where they come from: only what ``calibrate`` returned can be saved.
+        """
+        if self.origin is None:
+            raise ValueError("statistics without an origin could never be checked: save what calibrate() returned")
+        target = as_path(path, "statistics")
+        write_record(target, Record(dict(self.layers), self.examples, self.scales, self.origin))
+        return target
 
-    def covariance(self) -> Tensor:
-        """Centred covariance ``(d, d)``. Raises ValueError when outer products were not collected."""
-        if self.outer is None:
-            raise ValueError("outer products were not collected for this layer")
-        covariance = self.outer / max(self.count, 1)
-        covariance -= torch.outer(self.mean, self.mean)
-        return covariance
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what :meth:`save` wrote. The covariances stay in the file and are read when they are used.
 
-    def merge(self, other: Moments) -> Moments:
-        """The sums over both sets of samples."""
-        outer = None if self.outer is None or other.outer is None else self.outer + other.outer
-        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares, outer)
-
-
-def empty_moments(width: int, *, outer: bool) -> Moments:
-    """The sums over no sample at all."""
-    zeros = torch.zeros(width, dtype=torch.float64, device="cpu")
-    return Moments(0, zeros, 0.0, torch.zeros(width, width, dtype=torch.float64, device="cpu") if outer else None)
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """What flows through one layer and what the network's output feels of it.
-
-    Attributes:
-        inputs: Over input patches ``(kernel offsets * in channels,)``, offset-major. Without outer products where a
-            patch is very long.
-        outputs: Over output pixels ``(out channels,)``.
-        curvature: Sum over examples and probes of ``sum_positions g g^T`` ``(out, out)``, float64.
-        probes: Number of (example, probe) pairs in that sum; 0 where no gradient arrived.
-    """
-
-    inputs: Moments
-    outputs: Moments
-    curvature: Tensor
-    probes: int
-
-    def merge(self, other: LayerStatistics) -> LayerStatistics:
-        """The statistics of both sets of samples."""
-        return LayerStatistics(
-            self.inputs.merge(other.inputs),
-            self.outputs.merge(other.outputs),
-            self.curvature + other.curvature,
-            self.probes + other.probes,
-        )
-
-    def take(self, entries: Tensor, outputs: Tensor) -> LayerStatistics:
-        """The statistics of some entries of the patches and some output channels, by their numbers."""
-        curvature = self.curvature[outputs[:, None], outputs]
-        return LayerStatistics(self.inputs.take(entries), self.outputs.take(outputs), curvature, self.probes)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no sum has overflowed; a curvature that is NaN was never felt and is none."""
-        return self.inputs.is_finite and self.outputs.is_finite and not bool(torch.isinf(self.curvature).any())
-
-    def mean_curvature(self) -> Tensor:
-        """Curvature of an example ``(out, out)``: the mean of the sum."""
-        return self.curvature / max(self.probes, 1)
-
-
-@dataclass(frozen=True)
-class OutputScale:
-    """Spread of one floating tensor of the model's output.
-
-    Attributes:
-        deviation: Its standard deviation over examples and entries.
-        entries: Its entries an example.
-        leaves: How many such tensors the output has.
-    """
-
-    deviation: float
-    entries: float
-    leaves: int
-
-    @property
-    def weight(self) -> float:
-        """Factor that makes squared changes relative: all entries changed by one deviation, in every leaf, sum to 1."""
-        return (self.deviation**2 * self.entries * self.leaves) ** -0.5 if self.deviation > 0 else 0.0
+        Raises:
+            FileError: The file is missing, truncated, changed, or not of this format.
+        """
+        record = read_record(as_path(path, "statistics"))
+        return cls(record.layers, record.examples, record.scales, record.origin)
 
 
 def unit_statistics(layers: Mapping[str, LayerSpec]) -> Statistics:
@@ -144,25 +89,3 @@ def unit_statistics(layers: Mapping[str, LayerSpec]) -> Statistics:
         outputs = Moments(1, torch.zeros(out, dtype=torch.float64, device="cpu"), float(out), None)
         found[path] = LayerStatistics(inputs, outputs, torch.eye(out, dtype=torch.float64, device="cpu"), 1)
     return Statistics(found, 1, ())
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics of every observed layer.
-
-    Attributes:
-        layers: By module path.
-        examples: Examples seen.
-        scales: One for each floating tensor of the output, in order.
-    """
-
-    layers: Mapping[str, LayerStatistics]
-    examples: int
-    scales: tuple[OutputScale, ...]
-
-    def merge(self, other: Statistics) -> Statistics:
-        """The statistics of both data sets, which must have been collected with the same scales."""
-        if self.layers.keys() != other.layers.keys() or self.scales != other.scales:
-            raise ValueError("only statistics of the same layers and output scales can be merged")
-        layers = {path: mine.merge(other.layers[path]) for path, mine in self.layers.items()}
-        return Statistics(layers, self.examples + other.examples, self.scales)

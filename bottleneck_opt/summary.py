@@ -16,6 +16,7 @@ from bottleneck_opt.outcome import Provenance
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Proposal, name_unfelt
 from bottleneck_opt.refitting import Refitted
+from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
@@ -40,8 +41,6 @@ def list_notes(
 ) -> tuple[str, ...]:  # fmt: skip
     """Where numbers come from, what was assumed, and what was not reached."""
     notes = [*subject.notes, *subject.traced.notes]
-    if subject.data.noise:
-        notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
     notes.extend(_unfelt_notes(choice.proposals))
     notes.extend(_refit_notes(refitted))
     if measured is None:
@@ -75,6 +74,27 @@ def list_joint_notes(joint: Joint) -> tuple[str, ...]:
         f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
         f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",
     )
+
+
+def lacks_data(subject: Subject, statistics: Statistics) -> bool:
+    """Whether the statistics are of real data and there is none to go on with."""
+    return subject.data.noise and statistics.origin is not None and not statistics.origin.noise
+
+
+def list_data_notes(subject: Subject, statistics: Statistics) -> list[str]:
+    """What the layers were fitted to, where that is not plainly the calibration data."""
+    notes = []
+    origin = statistics.origin
+    if origin is not None:
+        notes.append(f"fitted with statistics= taken earlier of {origin.data}, seed {origin.seed}")
+    if lacks_data(subject, statistics):
+        notes.append(
+            "no calibration= was given beside statistics=: no layer was refitted to the original's outputs, and the "
+            "output change was measured on noise"
+        )
+    elif subject.data.noise:
+        notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
+    return notes
 
 
 def _refit_notes(refitted: Refitted) -> list[str]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from bottleneck_opt import calibration
+from bottleneck_opt import calibration, sampling, sums
 from bottleneck_opt.calibration import (
     Sampling,
     choose_probes,
@@ -27,6 +27,7 @@ from bottleneck_opt.patches import take_patches
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import make_sites, make_step, propose
 from bottleneck_opt.rewriting import rewrite_model
+from bottleneck_opt.sampling import choose_together
 from bottleneck_opt.statistics import LayerStatistics, OutputScale, Statistics
 from bottleneck_opt.tracing import trace_working
 from bottleneck_opt.verification import measure_change
@@ -42,7 +43,7 @@ DAMPED = 1e-7  # predictions below this are mostly the damping of the curvature
 @pytest.fixture
 def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample small pictures too, instead of looking at every position."""
-    monkeypatch.setattr(calibration, "LEAST_POSITIONS", 49)
+    monkeypatch.setattr(sampling, "LEAST_POSITIONS", 49)
 
 
 def batches(x: Tensor, size: int = 4) -> CalibrationData:
@@ -261,7 +262,7 @@ def test_curvature_at_some_positions_stands_for_all(monkeypatch: pytest.MonkeyPa
     net = seeded(lambda: nn.Sequential(conv(2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)))
     x = noise(4, 2, 6, 6)
     whole = collect(net, x, "0", scales=UNIT).layers["0"].curvature
-    monkeypatch.setattr(calibration, "CURVATURE_POSITIONS", 7)
+    monkeypatch.setattr(sums, "CURVATURE_POSITIONS", 7)
     torch.testing.assert_close(collect(net, x, "0", scales=UNIT).layers["0"].curvature, whole)
 
 
@@ -300,6 +301,50 @@ def test_expensive_models_get_fewer_probes() -> None:
     assert choose_probes(64, 1e6) == 8
     assert choose_probes(64, 1e9) == 3
     assert choose_probes(256, 1e12) == 1
+
+
+# -- few examples at once ------------------------------------------------------------------------------------------
+
+
+def runs_at(sizes: list[int], net: nn.Module) -> nn.Module:
+    """A network that notes how many examples each differentiated call has."""
+
+    def run(outer: Any, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            sizes.append(len(x))
+        out: Tensor = outer.net(x)
+        return out
+
+    return Computes(run, net=net).double()
+
+
+def test_backward_passes_keep_a_few_examples_at_once() -> None:
+    sizes: list[int] = []
+    net, x = runs_at(sizes, linear_net(1)), noise(7, 2, 6, 6)
+    layer = collect(net, x, "net.0", sampling=Sampling(7, 1, 0, together=3)).layers["net.0"]
+    assert sizes == [3, 1, 3]
+    assert layer.probes == 7
+    whole = collect(linear_net(1), x, "0").layers["0"]
+    assert float((layer.curvature - whole.curvature).norm() / whole.curvature.norm()) < 2
+    torch.testing.assert_close(layer.inputs.outer, whole.inputs.outer)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda net, x: net.net(x) - net.net(x).mean(0), lambda net, x: net.net(x).reshape(4, -1)],
+    ids=["examples that feel each other", "one batch size"],
+)
+def test_a_batch_that_cannot_be_cut_is_run_whole(function: Any) -> None:
+    sizes: list[int] = []
+    net = Computes(function, net=runs_at(sizes, linear_net(2))).double()
+    collect(net, noise(4, 2, 6, 6), "net.net.0", sampling=Sampling(4, 1, 0, together=3))
+    assert set(sizes) == {4}
+
+
+def test_large_activations_are_kept_for_fewer_examples() -> None:
+    assert choose_together(150e6) == 1
+    assert choose_together(10e6) == 26
+    assert choose_together(1e12) == 1
 
 
 # -- the model is left alone --------------------------------------------------------------------------------------

@@ -148,22 +148,45 @@ def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: i
         curvature: ``G (out, out)``, damped.
         most: The highest rank below the full one whose loss is wanted; the work grows with its third power.
     """
-    projection = _basis_for_reduce(weight, covariance, curvature)
+    projection = find_basis(*weigh_channels(weight, covariance, curvature))
+    return fit_to_basis(weight, covariance, curvature, projection, most=most)
+
+
+def fit_to_basis(
+    weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor, *, most: int | None = None
+) -> ReduceFit:
+    """The loss at every rank of a basis ``(in, in)`` that is given, after the exact refit of the second factor.
+
+    Args:
+        weight, covariance, curvature, most: As for :func:`fit_reduce`.
+        projection: Its first r rows are the first factor of rank r.
+    """
     explained, total = _explain(weight, covariance, curvature, projection[:most])
     kept = explained.square().sum(1).view(-1, weight.shape[1]).sum(1).cumsum(0)
     losses = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
     return ReduceFit(losses, projection, explained, total)
 
 
-def _basis_for_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor) -> Tensor:
+def weigh_channels(weight: Tensor, covariance: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the output feels each pair of input channels ``(in, in)``, and the channels' covariance ``(in, in)``.
+
+    Of several layers that read one tensor, both can be added up.
+
+    Args:
+        weight, covariance, curvature: As for :func:`fit_reduce`.
+    """
     out, offsets, width = weight.shape
     blocks = covariance.view(offsets, width, offsets, width)
     channel = torch.einsum("qiqj->ij", blocks) / offsets
     between = torch.einsum("piqi->pq", blocks) / width
-    half, inverse_half = square_roots(channel)
     felt = (curvature @ weight.reshape(out, -1)).view_as(weight)
     mixed = torch.einsum("pq,oqi->opi", between, felt)
-    inner = torch.einsum("opi,opj->ij", weight, mixed)
+    return torch.einsum("opi,opj->ij", weight, mixed), channel
+
+
+def find_basis(inner: Tensor, channel: Tensor) -> Tensor:
+    """The nested first factors ``(in, in)``, most important row first, from what :func:`weigh_channels` gives."""
+    half, inverse_half = square_roots(channel)
     core = half @ ((inner + inner.T) / 2) @ half
     vectors: Tensor = torch.linalg.eigh(core).eigenvectors.flip(1)
     return vectors.T @ inverse_half

@@ -1,8 +1,8 @@
 """One first factor for several layers that read the same tensor.
 
-For layers ``W_i (out_i, offsets_i, in)`` with patches of covariance ``S_i`` and the output's curvature ``G_i``, a common
-``P (rank, in)`` is sought that makes ``sum_i tr(G_i D_i S_i D_i^T)`` small, ``D_i = W_i - W'_i (I kron P)``. The layers'
-rows are stacked as those of one layer whose curvature is block-diagonal. All tensors are float64.
+For layers ``W_i (out_i, offsets_i, in)`` with patches of covariance ``S_i`` and the output's curvature ``G_i``, a
+common ``P (rank, in)`` is sought that makes ``sum_i tr(G_i D_i S_i D_i^T)`` small, ``D_i = W_i - W'_i (I kron P)``. The
+layers' rows are stacked as those of one layer whose curvature is block-diagonal. All tensors are float64.
 
 Source: Van Loan 2000 and reduced-rank regression as in :func:`bottleneck_opt.factorization.fit_reduce`, on the stack.
 """

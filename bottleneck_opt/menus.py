@@ -101,10 +101,12 @@ def _list_options(chain: Chain) -> Menu:
 
 
 def by_unit(costs: Sequence[Cost]) -> dict[str, Integers]:
+    """Costs as one array a unit."""
     return {unit: np.array([getattr(cost, unit) for cost in costs], dtype=np.int64) for unit in UNITS}
 
 
 def list_weightings(chain: Chain, units: Sequence[str]) -> list[dict[str, float]]:
+    """The sums of units to make Pareto lists for: one unit itself, of two several shares of each."""
     if len(units) == 1:
         return [{units[0]: 1.0}]
     whole = whole_cost(chain)

@@ -35,8 +35,8 @@ class Step:
         before, after: Cost over all calls of the layer.
         predicted_loss: Predicted squared change of the model's output, relative to the output's variance.
 
-    Where channels were dropped (:class:`Selection`), ``layers`` read or make fewer than ``original``; where a bottleneck
-    is shared (:class:`Sharing`), they read as many as it makes.
+    Where channels were dropped (:class:`Selection`), ``layers`` read or make fewer than ``original``; where a
+    bottleneck is shared (:class:`Sharing`), they read as many as it makes.
     """
 
     path: str

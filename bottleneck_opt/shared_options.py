@@ -166,7 +166,8 @@ def _ask(each: SharingPass, path: str, sites: Sequence[Site], units: Sequence[st
 
 def _check(name: str, where: str, answer: CommonBasis, sites: Sequence[Site], most: int) -> None:
     width = sites[0].layer.in_channels
-    shapes, wanted = (tuple(answer.projection.shape), tuple(answer.losses.shape)), ((width, width), (len(sites), most + 1))
+    wanted = (width, width), (len(sites), most + 1)
+    shapes = tuple(answer.projection.shape), tuple(answer.losses.shape)
     if shapes != wanted:
         raise PassError(
             f"pass '{name}' on {where}: got a basis and losses of shapes {shapes}; expected {wanted}. Mend the pass."

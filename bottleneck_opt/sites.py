@@ -227,8 +227,7 @@ class SharingPass(Protocol):
         """Of at most this many readers every subset is tried too."""
 
     def share(self, sites: Sequence[Site], most: int) -> CommonBasis | Skip | None:
-        """A first factor for all sites, which have no groups, at every rank up to ``most``; a Skip when there is none.
-        """
+        """A first factor for all sites, none of which has groups, at every rank up to ``most``; or a Skip."""
 
 
 AnyPass = Pass | ChannelPass | SharingPass

@@ -107,16 +107,10 @@ def _tell_about_graph(original: nn.Module, recorded: nn.Module, example: Inputs)
         f"modules. It was recorded with {example.describe()} in eval mode and holds for inputs of these shapes; for "
         "others compare it with the model first"
     ]
-    names = {name for name, _ in recorded.named_parameters(remove_duplicate=False)}
-    unused = [name for name, _ in original.named_parameters() if name not in names and not _is_layer_now(name, recorded)]
-    if unused:
-        notes.append(f"the recorded run does not use {len(unused)} parameters, such as {unused[0]}: they are not in it")
+    whole, used = (sum(each.numel() for each in model.parameters()) for model in (original, recorded))
+    if used < whole:
+        notes.append(f"the recorded run uses {used:,} of the model's {whole:,} parameters: the others are not in it")
     return notes
-
-
-def _is_layer_now(name: str, recorded: nn.Module) -> bool:
-    """Whether a parameter that a function used is that function's layer's now."""
-    return any(child.startswith(f"{name.replace('.', '_')}_layer") for child, _ in recorded.named_children())
 
 
 def _count_positions(example: Inputs) -> int:

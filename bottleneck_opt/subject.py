@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
+from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, place_batch, read_calibration
 from bottleneck_opt.eligibility import Candidates, find_candidates
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.graph_view import record_as_module
 from bottleneck_opt.inputs import Inputs, batch_size
@@ -80,6 +81,7 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
     original = build_lazy_layers(original, request.inputs)
     working = copy_to_device(original, request.device)
     example, notes = choose_inputs(working, request.inputs)
+    whole = working
     if as_graph:
         recorded = record_as_module(original, working, example, _NO_GRAPH)
         notes = (*notes, *_tell_about_graph(original, recorded, example))
@@ -94,10 +96,30 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
         runs=lambda call: runs_on(working, call),
         noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example)), _count_positions(example)),
     )
+    if as_graph:
+        _check_batches(whole, working, data, example)
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     refused = rehearse(working, example, candidates)
     arguments = describe_arguments(example) if as_graph else None
     return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments)
+
+
+def _check_batches(whole: nn.Module, recorded: nn.Module, data: CalibrationData, example: Inputs) -> None:
+    """Raise InputError when the model runs on the data and its recording, which may hold the example's sizes, does not.
+
+    Args:
+        whole: The model's working copy.
+        recorded: Its recording.
+        data: What both must run on.
+        example: The call that was recorded.
+    """
+    like = next(recorded.parameters(), torch.zeros((), device="cpu"))
+    batch = place_batch(data.batches[0], device=like.device, dtype=like.dtype)
+    if not runs_on(recorded, batch) and runs_on(whole, batch):
+        raise InputError(
+            f"inputs: the graph recorded with {example.describe()} holds its sizes and fails on the calibration's "
+            f"batches, {batch.describe()}; expected the same sizes. Pass a batch of the calibration data as inputs=."
+        )
 
 
 def _tell_about_graph(original: nn.Module, recorded: nn.Module, example: Inputs) -> list[str]:

@@ -256,9 +256,36 @@ def test_a_graph_that_is_not_the_model_is_an_error_that_says_so() -> None:
     net = seeded(lambda: Computes(lambda net, x: net.a(x) if x.sum() > 0 else net.b(x), a=conv(2, 8), b=conv(2, 8)))
     x = noise(2, 2, 6, 6)
     x -= x.mean()
-    with pytest.raises(bo.ModelError, match=r"recorded graph cannot stand for it.*leave 'shared' out"):
-        for shift in (1e-6, -1e-6):  # one of the two signs differs from that of the second input
+
+    def try_both() -> None:  # one of the two signs differs from that of the second input
+        for shift in (1e-6, -1e-6):
             bo.optimize(net, x + shift, passes=["shared"], progress=False)
+
+    with pytest.raises(bo.ModelError, match=r"recorded graph cannot stand for it.*leave 'shared' out"):
+        try_both()
+
+
+class Flattening(Branches):
+    """Asks its input how many examples it holds, which a recording answers once and for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(x.size(0), 5)
+
+
+def test_a_batch_size_that_is_built_into_the_graph_is_told() -> None:
+    net = plant(seeded(Flattening))
+    with pytest.raises(bo.InputError, match=r"holds its sizes.*Pass a batch of the calibration data as inputs="):
+        bo.optimize(net, X[:1], calibration=X, budget=0.3, passes=["shared"], progress=False)
+    done = bo.optimize(net, X, calibration=X, budget=0.3, passes=["shared"], progress=False)
+    assert done.plan.sharings
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_half(dtype: torch.dtype) -> None:
+    net = plant(seeded(Branches, dtype=torch.float32)).to(dtype)
+    done = bo.optimize(net, X[:1], calibration=X, budget=0.3, passes=["shared"], progress=False)
+    assert done.plan.sharings
+    assert {parameter.dtype for parameter in done.model.parameters()} == {dtype}
 
 
 # -- what comes back -----------------------------------------------------------------------------------------------

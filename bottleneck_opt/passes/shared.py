@@ -15,7 +15,8 @@ class Shared:
     """One 1x1 (in -> r) for several layers that read one tensor, each with r inputs left; exact at r = in.
 
     It stands between modules, so the result is a GraphModule: it is used only when asked for by name. The 1x1 carries
-    no bias, so that the zero padding of every reader commutes with it.
+    no bias, so that the zero padding of every reader commutes with it. Where it could stand, ``select`` drops no
+    channels that its readers read or make, whether it is chosen in the end or not.
 
     Attributes:
         subsets: Of at most this many readers every subset is tried too; of more only all of them together.

@@ -26,9 +26,10 @@ unit: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-# The measured tables of the README.
-bench: $(VENV)/.dev
+# The measured tables of the README; hours. The comparison goes on where it was stopped, and times its networks last.
+bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.digits
+	$(BIN)/python -m tests.benchmarks.accuracy --workers 2
 	$(BIN)/python -m tests.benchmarks.resnet50
 
 # Every model of the zoo, each in a process of its own: out/zoo/zoo.jsonl and zoo.md. It goes on where it was stopped.
@@ -55,6 +56,12 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,render,zoo]"
 	$(BIN)/pip install -q -c constraints.txt --no-deps torchvision pillow \
 		timm transformers diffusers segmentation-models-pytorch monai
+	touch $@
+
+# The methods that are compared with. torch-pruning asks for torch: without --no-deps it could bring another one.
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps torch-pruning
 	touch $@
 
 clean:

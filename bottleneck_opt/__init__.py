@@ -17,6 +17,7 @@ from bottleneck_opt.graph_view import to_graph_module
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.profiling import draw, profile
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, recover
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
@@ -25,6 +26,6 @@ from bottleneck_opt.version import __version__
 
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
-    "PassError", "PatternError", "Plan", "Recovery", "Result", "RewriteError", "Traced", "__version__", "draw", "load",
-    "optimize", "profile", "recover", "to_graph_module", "trace",
+    "PassError", "PatternError", "Plan", "Recipe", "Recovery", "Result", "RewriteError", "Traced", "__version__",
+    "draw", "load", "optimize", "profile", "recover", "to_graph_module", "trace",
 ]  # fmt: skip

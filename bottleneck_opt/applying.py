@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from bottleneck_opt.errors import InputError, RewriteError
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.rewriting import rewrite_model
+from bottleneck_opt.rewriting import correct_layers, rewrite_model
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.tracing import trace_working
@@ -28,18 +29,23 @@ class Rewritten:
     traced: Traced
 
 
-def apply_plan(subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]]) -> Rewritten:
+def apply_plan(
+    subject: Subject, plan: Plan, weights: Mapping[str, Sequence[Weights]],
+    corrected: Mapping[str, Weights] = MappingProxyType({}),
+) -> Rewritten:  # fmt: skip
     """The rewritten model with its recording.
 
     Args:
         subject: What the plan was made for.
         plan: What to replace.
         weights: For each step's path, values for its layers in order.
+        corrected: New values for layers of the rewritten model, by path, those that the plan does not touch among them.
 
     Raises:
         RewriteError: The plan does not fit, or the model does not use the new layers as it used the old.
     """
     model = rewrite_model(subject.original, plan, weights)
+    correct_layers(model, corrected)
     working = working_copy(model).to(model_device(subject.working))
     calls = {step.path: len(subject.traced.structure.calls_of(*step.names)) for step in plan.steps}
     try:

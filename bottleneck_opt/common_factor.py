@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import Factors, balance, find_basis, fit_to_basis, refit_second, weigh_channels
+from bottleneck_opt.factorization import Factors, balance, find_common_basis, fit_to_basis, refit_second, weigh_channels
 
 Consumer = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Makes a layer's weight ``(out, offsets, in)``, covariance and curvature, the same at every call."""
@@ -26,7 +26,8 @@ class CommonBasis:
     """A first factor for several layers at every rank.
 
     Attributes:
-        projection: The first factor at full rank ``(in, in)``; its leading rows are that of the lower ranks.
+        projection: The first factor at the highest rank wanted ``(most, in)``; its leading rows are that of the lower
+            ranks.
         losses: Loss of each layer at rank 0, 1, ... up to the highest wanted ``(layers, most + 1)``, its second factor
             refitted.
     """
@@ -52,8 +53,8 @@ def fit_common(consumers: Sequence[Consumer], most: int) -> CommonBasis:
     weighed = [weigh_channels(*consumer()) for consumer in consumers]
     inner = torch.stack([each for each, _ in weighed]).sum(0)
     channel = torch.stack([each for _, each in weighed]).mean(0)
-    projection = find_basis(inner, channel)
-    losses = [fit_to_basis(*consumer(), projection, most=most).losses for consumer in consumers]
+    projection = find_common_basis(inner, channel, most=most)
+    losses = [fit_to_basis(*consumer(), projection).losses for consumer in consumers]
     return CommonBasis(projection, torch.stack(losses))
 
 

@@ -80,7 +80,8 @@ def _narrow(
 def _select(joint: Joint, kept: Mapping[str, int]) -> Selection:
     link, count = joint.link, kept[joint.link.consumer]
     gone = link.channels - count
+    saved = Cost(link.cost.macs * gone, link.cost.params * gone, link.cost.other * gone)
     return Selection(
         link.producer, link.consumer, link.between, link.channels, joint.elimination.kept(count), joint.pass_name,
-        Cost(link.cost.macs * gone, link.cost.params * gone), float(joint.elimination.losses[count]),
+        saved, float(joint.elimination.losses[count]),
     )  # fmt: skip

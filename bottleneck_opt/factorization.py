@@ -8,7 +8,7 @@ network's output, to first order. All tensors are float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ DAMPING = 1e-3
 LEAST_SHRINKAGE = 1e-6
 FEW_IMAGES_SHRINKAGE = 3e-3
 FEW_IMAGES = 16
+_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -31,37 +32,31 @@ class Factors:
 
 @dataclass(frozen=True)
 class ExpandFit:
-    """All ranks of ``W ~ second first`` with a 1x1 at the end.
+    """The ranks of ``W ~ second first`` with a 1x1 at the end.
 
     Attributes:
         losses: Loss at rank 0, 1, ... ``(out + 1,)``.
+        left, right: ``(out, ranks)``: the leading columns, ``left right^T``, keep what a rank keeps of the output. Only
+            as many as were wanted, because they are kept for every layer.
     """
 
     losses: Tensor
-    _basis: Tensor
-    _lower: Tensor
-
-    def projection(self, rank: int) -> Tensor:
-        """``second first = P W``: the matrix ``P (out, out)`` that keeps this rank."""
-        basis = self._basis[:, :rank]
-        second: Tensor = torch.linalg.solve_triangular(self._lower.T, basis, upper=True)
-        return second @ basis.T @ self._lower.T
+    left: Tensor
+    right: Tensor
 
     def factors(self, rank: int, weight: Tensor) -> Factors:
         """``first (rank, width)`` and ``second (out, rank)`` for the weight ``(out, width)``, balanced."""
-        basis = self._basis[:, :rank]
-        second = torch.linalg.solve_triangular(self._lower.T, basis, upper=True)
-        return balance(Factors(basis.T @ self._lower.T @ weight, second))
+        return balance(Factors(self.right[:, :rank].T @ weight, self.left[:, :rank]))
 
 
 @dataclass(frozen=True)
 class ReduceFit:
-    """All ranks of ``W ~ second (I kron first)`` with one 1x1 before all kernel offsets.
+    """The ranks of ``W ~ second (I kron first)`` with one 1x1 before all kernel offsets.
 
     Attributes:
         losses: Loss at rank 0, 1, ... up to the highest one wanted.
-        projection: The first factor at full rank ``(in, in)``; its leading rows are that of the lower ranks.
-        explained: ``Z (in * offsets, out)``: ``Z^T Z`` of its first ``r * offsets`` rows is what rank r keeps.
+        projection: The first factor at that rank ``(rank, in)``; its leading rows are that of the lower ranks.
+        explained: ``Z (rank * offsets, out)``: ``Z^T Z`` of its first ``r * offsets`` rows is what rank r keeps.
         total: The loss at rank 0, when nothing is kept.
     """
 
@@ -70,13 +65,26 @@ class ReduceFit:
     explained: Tensor
     total: Tensor
 
-    def factors(self, rank: int, weight: Tensor, covariance: Tensor) -> Factors:
-        """``first (rank, in)`` and ``second (out, offsets, rank)``, the second refitted to this rank.
 
-        The covariance is asked for again because it is too large to be kept for every layer.
-        """
-        projection = self.projection[:rank]
-        return balance(Factors(projection, refit_second(weight, covariance, projection)))
+def fit_factors(weight: Tensor, covariance: Tensor, projection: Tensor) -> Factors:
+    """The projection ``(rank, in)`` as first factor and the second ``(out, offsets, rank)`` refitted to it, balanced.
+
+    The covariance is asked for again because it is too large to be kept for every layer.
+    """
+    return balance(Factors(projection, refit_second(weight, covariance, projection)))
+
+
+def factor_exactly(weight: Tensor) -> Factors:
+    """Two factors that lose nothing, for ``weight (out, offsets, in)``: the weight itself, and ones and zeros.
+
+    ``first (rank, in)`` and ``second (out, offsets, rank)``, with the lesser of ``in`` and ``offsets * out`` as rank.
+    """
+    out, offsets, width = weight.shape
+    if width <= offsets * out:
+        return Factors(torch.eye(width, dtype=weight.dtype, device="cpu"), weight)
+    rank = offsets * out
+    places = torch.eye(rank, dtype=weight.dtype, device="cpu").view(offsets, out, rank)
+    return Factors(weight.transpose(0, 1).reshape(rank, width), places.transpose(0, 1))
 
 
 def choose_shrinkage(examples: int) -> float:
@@ -90,10 +98,19 @@ def choose_shrinkage(examples: int) -> float:
 
 def shrink(covariance: Tensor, amount: float) -> Tensor:
     """``(1 - a) S + a tr(S)/d I``, symmetric (Ledoit and Wolf 2004)."""
+    return shrink_in_place(covariance.clone(), amount)
+
+
+def shrink_in_place(covariance: Tensor, amount: float) -> Tensor:
+    """The same in the memory of ``covariance``, which may be too large to be held twice."""
     mean = covariance.diagonal().mean()
-    shrunk = (covariance + covariance.T).mul_(0.5 * (1 - amount))
-    shrunk.diagonal().add_(amount * mean)
-    return shrunk
+    for start in range(0, len(covariance), _TILE):
+        rows, rest = slice(start, start + _TILE), slice(start, None)
+        both = (covariance[rows, rest] + covariance[rest, rows].T).mul_(0.5 * (1 - amount))
+        covariance[rows, rest] = both
+        covariance[rest, rows] = both.T
+    covariance.diagonal().add_(amount * mean)
+    return covariance
 
 
 def damp(curvature: Tensor, amount: float = DAMPING) -> Tensor:
@@ -111,7 +128,7 @@ def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
-def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor) -> ExpandFit:
+def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> ExpandFit:
     """The exact optimum at every rank, from one eigendecomposition (reduced-rank regression, Izenman 1975).
 
     With ``G = L L^T`` the best first factor is ``E^T L^T W`` and the best second ``L^-T E``, ``E`` the top
@@ -122,49 +139,64 @@ def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor) -> 
         weight: ``(out, width)``.
         output_covariance: ``W S W^T (out, out)``.
         curvature: ``G (out, out)``, damped.
+        most: The highest rank whose factors are wanted; None wants all.
     """
     lower = cholesky(curvature)
-    felt = lower.T @ output_covariance @ lower
     out, width = weight.shape
     span = torch.linalg.qr(lower.T @ weight).Q if width < out else None
-    inner = felt if span is None else span.T @ felt @ span
+    root = lower if span is None else lower @ span
+    inner = root.T @ (output_covariance @ root)
     energy, basis = torch.linalg.eigh((inner + inner.T) / 2)
-    energy, basis = energy.flip(0).clamp_min(0), basis.flip(1)
+    energy, basis = energy.flip(0).clamp_min(0), basis.flip(1)[:, :most]
     dropped = energy.flip(0).cumsum(0).flip(0)
     losses = torch.cat([dropped, dropped.new_zeros(1 + out - len(dropped))])
-    return ExpandFit(losses, basis if span is None else span @ basis, lower)
+    directions = basis if span is None else span @ basis
+    left = torch.linalg.solve_triangular(lower.T, directions, upper=True)
+    return ExpandFit(losses, left, root @ basis)
 
 
 def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> ReduceFit:
     """A near-optimal nested basis for every rank, with the loss after the exact refit of the second factor.
 
-    The basis is the top of ``C^1/2 (sum_pq T_pq W_p^T G W_q) C^1/2`` with ``C`` the mean covariance of an offset and
-    ``T`` the covariance between offsets; ``S`` is close to ``T kron C`` (Van Loan 2000). One Cholesky factor gives all
-    losses.
+    One Cholesky factor gives all losses: rows are rank-major, so its leading blocks belong to the lower ranks.
 
     Args:
         weight: ``(out, offsets, in)``.
         covariance: ``S (offsets * in, offsets * in)``, shrunk.
         curvature: ``G (out, out)``, damped.
-        most: The highest rank below the full one whose loss is wanted; the work grows with its third power.
+        most: The highest rank whose loss is wanted, None for all; the work grows with its third power.
     """
-    projection = find_basis(*weigh_channels(weight, covariance, curvature))
-    return fit_to_basis(weight, covariance, curvature, projection, most=most)
+    return fit_to_basis(weight, covariance, curvature, find_basis(weight, covariance, curvature, most=most))
 
 
-def fit_to_basis(
-    weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor, *, most: int | None = None
-) -> ReduceFit:
-    """The loss at every rank of a basis ``(in, in)`` that is given, after the exact refit of the second factor.
+def fit_to_basis(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> ReduceFit:
+    """The same for first factors that are given.
 
     Args:
-        weight, covariance, curvature, most: As for :func:`fit_reduce`.
-        projection: Its first r rows are the first factor of rank r.
+        weight, covariance, curvature: As for :func:`fit_reduce`.
+        projection: ``(rank, in)``; its leading rows are that of the lower ranks.
     """
-    explained, total = _explain(weight, covariance, curvature, projection[:most])
-    kept = explained.square().sum(1).view(-1, weight.shape[1]).sum(1).cumsum(0)
+    out, offsets, width = weight.shape
+    felt = weight.reshape(out, -1).T @ cholesky(curvature)
+    crossed = covariance @ felt
+    total = torch.einsum("wo,wo->", felt, crossed)
+    target = _rank_major(projection, crossed.view(offsets, width, out))
+    projected = project_covariance(covariance, projection, offsets)
+    del covariance, felt, crossed  # what comes next is the largest: let go of what it does not need
+    explained = torch.linalg.solve_triangular(cholesky(projected), target, upper=False)
+    kept = explained.square().sum(1).view(-1, offsets).sum(1).cumsum(0)
     losses = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
     return ReduceFit(losses, projection, explained, total)
+
+
+def find_basis(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> Tensor:
+    """First factors ``(rank, in)`` for :func:`fit_reduce`; the leading rows are that of the lower ranks.
+
+    The top of ``R^T (sum_pq T_pq W_p^T G W_q) R``, times ``R^-1``, with ``R R^T = C`` the mean covariance of an offset
+    and ``T`` the covariance between offsets; ``S`` is close to ``T kron C`` (Van Loan 2000). Which root R is taken
+    makes no difference to the result.
+    """
+    return find_common_basis(*weigh_channels(weight, covariance, curvature), most=most)
 
 
 def weigh_channels(weight: Tensor, covariance: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,86 +213,104 @@ def weigh_channels(weight: Tensor, covariance: Tensor, curvature: Tensor) -> tup
     between = torch.einsum("piqi->pq", blocks) / width
     felt = (curvature @ weight.reshape(out, -1)).view_as(weight)
     mixed = torch.einsum("pq,oqi->opi", between, felt)
-    return torch.einsum("opi,opj->ij", weight, mixed), channel
+    return weight.reshape(-1, width).T @ mixed.reshape(-1, width), channel
 
 
-def find_basis(inner: Tensor, channel: Tensor) -> Tensor:
-    """The nested first factors ``(in, in)``, most important row first, from what :func:`weigh_channels` gives."""
-    half, inverse_half = square_roots(channel)
-    core = half @ ((inner + inner.T) / 2) @ half
-    vectors: Tensor = torch.linalg.eigh(core).eigenvectors.flip(1)
-    return vectors.T @ inverse_half
+def find_common_basis(inner: Tensor, channel: Tensor, *, most: int | None = None) -> Tensor:
+    """First factors ``(rank, in)``, the most important row first, from what :func:`weigh_channels` gives."""
+    root = cholesky(channel)
+    core = root.T @ ((inner + inner.T) / 2) @ root
+    vectors = torch.linalg.eigh(core).eigenvectors.flip(1)[:, :most]
+    basis: Tensor = torch.linalg.solve_triangular(root.T, vectors, upper=True).T.contiguous()
+    return basis
 
 
-def _explain(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """``Z (rank * offsets, out)``: ``Z^T Z`` of its first ``r * offsets`` rows is what rank r keeps; and the total.
+def nest_factors(weight: Tensor, covariance: Tensor, projection: Tensor) -> Factors:
+    """``W ~ second first`` such that the leading ``r * offsets`` columns and rows are the best there is at rank r.
 
-    One Cholesky factor does for all ranks: rows are rank-major, so its leading blocks belong to the lower ranks.
+    Args:
+        weight: ``(out, offsets, in)``.
+        covariance: ``S (offsets * in, offsets * in)``, shrunk.
+        projection: ``(rank, in)``; its leading rows are that of the lower ranks.
+
+    Returns:
+        ``first (rank * offsets, offsets * in)`` and ``second (out, rank * offsets)``.
     """
     out, offsets, width = weight.shape
-    flat = weight.reshape(out, -1)
-    felt = flat.T @ cholesky(curvature)
-    crossed = covariance @ felt
-    projected = project_covariance(covariance, projection, offsets)
-    target = _rank_major(projection, crossed.view(offsets, width, out))
-    explained = torch.linalg.solve_triangular(cholesky(projected), target, upper=False)
-    return explained, torch.einsum("wo,wo->", felt, crossed)
+    crossed = (covariance @ weight.reshape(out, -1).T).view(offsets, width, out)
+    spread = torch.kron(torch.eye(offsets, dtype=weight.dtype, device="cpu"), projection)
+    ordered = spread.view(offsets, len(projection), -1).transpose(0, 1).reshape(len(spread), -1)
+    lower = cholesky(project_covariance(covariance, projection, offsets))
+    both = torch.cat([ordered, _rank_major(projection, crossed)], dim=1)
+    solved = torch.linalg.solve_triangular(lower, both, upper=False)
+    return Factors(solved[:, : offsets * width], solved[:, offsets * width :].T)
 
 
 @dataclass(frozen=True)
-class TuckerFit:
-    """``W ~ last core (I kron first)`` on a grid of both ranks.
+class TuckerFactors:
+    """``first (before, in)``, ``core (after, offsets, before)`` and ``last (out, after)``."""
 
-    Attributes:
-        losses: For each first rank, the loss at second rank 0, 1, ... ``(out + 1,)``.
-    """
-
-    losses: Mapping[int, Tensor]
-    _projection: Tensor
-    _bases: Mapping[int, Tensor]
-    _lower: Tensor
-
-    def loss(self, before: int, after: int) -> float:
-        """The loss at these two ranks."""
-        return float(self.losses[before][after])
-
-    def factors(self, before: int, after: int, weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``first (before, in)``, ``core (after, offsets, before)`` and ``last (out, after)``, balanced."""
-        projection, basis = self._projection[:before], self._bases[before][:, :after]
-        second = refit_second(weight, covariance, projection)
-        narrow = torch.einsum("oa,oqr->aqr", self._lower @ basis, second)
-        last = torch.linalg.solve_triangular(self._lower.T, basis, upper=True)
-        outer = balance(Factors(narrow, last))
-        inner = balance(Factors(projection, outer.first))
-        return inner.first, inner.second, outer.second
+    first: Tensor
+    core: Tensor
+    last: Tensor
 
 
-def fit_tucker(reduced: ReduceFit, curvature: Tensor, ranks: Sequence[int]) -> TuckerFit:
-    """Both factors around a narrow kernel: the first from :func:`fit_reduce`, the last the optimum for it.
+def list_tucker_losses(reduced: ReduceFit, ranks: Sequence[int]) -> dict[int, Tensor]:
+    """For each first rank, the loss at second rank 0, 1, ... ``(out + 1,)`` of ``W ~ last core (I kron first)``.
+
+    The first factor is that of :func:`fit_reduce`, the last the optimum for it. Each rank costs the eigenvalues of a
+    matrix ``(out, out)``.
 
     Args:
         reduced: The fit with a first factor only.
-        curvature: ``G (out, out)``, damped.
-        ranks: The first ranks to fit; each costs one decomposition ``(out, out)``.
+        ranks: The first ranks, rising.
     """
-    offsets = len(reduced.explained) // len(reduced.projection)
-    losses, bases = {}, {}
+    offsets = len(reduced.explained) // max(len(reduced.projection), 1)
+    out = reduced.explained.shape[1]
+    losses, kept, done = {}, reduced.explained.new_zeros(out, out), 0
     for rank in ranks:
-        rows = reduced.explained[: rank * offsets]
-        energy, basis = torch.linalg.eigh(rows.T @ rows)
-        kept = energy.flip(0).clamp_min(0).cumsum(0)
-        losses[rank] = (reduced.total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
-        bases[rank] = basis.flip(1)
-    return TuckerFit(losses, reduced.projection, bases, cholesky(curvature))
+        rows = reduced.explained[done * offsets : rank * offsets]
+        kept, done = kept.addmm(rows.T, rows), rank
+        energy = torch.linalg.eigvalsh(kept).flip(0).clamp_min(0).cumsum(0)
+        losses[rank] = (reduced.total - torch.cat([energy.new_zeros(1), energy])).clamp_min(0)
+    return losses
+
+
+def fit_tucker(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor, after: int) -> TuckerFactors:
+    """The three factors behind :func:`list_tucker_losses` at one pair of ranks, balanced.
+
+    Args:
+        weight: ``(out, offsets, in)``.
+        covariance: ``S (offsets * in, offsets * in)``, shrunk.
+        curvature: ``G (out, out)``, damped.
+        projection: ``(before, in)``.
+        after: The second rank.
+    """
+    second, kept = _refit(weight, covariance, projection)
+    lower = cholesky(curvature)
+    inner = lower.T @ kept @ lower
+    basis = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)[:, :after]
+    narrow = torch.einsum("oa,oqr->aqr", lower @ basis, second)
+    last = torch.linalg.solve_triangular(lower.T, basis, upper=True)
+    outer = balance(Factors(narrow, last))
+    inner_factors = balance(Factors(projection, outer.first))
+    return TuckerFactors(inner_factors.first, inner_factors.second, outer.second)
 
 
 def project_covariance(covariance: Tensor, projection: Tensor, offsets: int) -> Tensor:
-    """``A S A^T`` for ``A = I kron P``, rows and columns rank-major ``(rank * offsets, rank * offsets)``."""
+    """``A S A^T`` for ``A = I kron P``, rows and columns rank-major ``(rank * offsets, rank * offsets)``.
+
+    ``S`` must be symmetric: only its lower blocks are read.
+    """
     rank, width = projection.shape
-    left = projection @ covariance.view(offsets, width, offsets * width)
-    left = left.view(offsets * rank, offsets, width) @ projection.T
-    both = left.view(offsets, rank, offsets, rank).permute(1, 0, 3, 2).reshape(rank * offsets, rank * offsets)
-    return (both + both.T).mul_(0.5)
+    both = covariance.new_empty(rank, offsets, rank, offsets)
+    for p in range(offsets):
+        left = projection @ covariance[p * width : (p + 1) * width, : (p + 1) * width]
+        blocks = (left.view(-1, width) @ projection.T).view(rank, p + 1, rank)
+        both[:, p, :, :p] = blocks[:, :p].transpose(1, 2)
+        both[:, :p, :, p] = blocks[:, :p].permute(2, 1, 0)
+        both[:, p, :, p] = (blocks[:, p] + blocks[:, p].T) / 2
+    return both.view(rank * offsets, rank * offsets)
 
 
 def _rank_major(projection: Tensor, crossed: Tensor) -> Tensor:
@@ -271,11 +321,16 @@ def _rank_major(projection: Tensor, crossed: Tensor) -> Tensor:
 
 def refit_second(weight: Tensor, covariance: Tensor, projection: Tensor) -> Tensor:
     """``W S A^T (A S A^T)^-1 (out, offsets, rank)``: the best second factor for this first one, whatever G is."""
+    return _refit(weight, covariance, projection)[0]
+
+
+def _refit(weight: Tensor, covariance: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """The second factor, and the covariance ``(out, out)`` of the output that it makes."""
     out, offsets, width = weight.shape
     crossed = (covariance @ weight.reshape(out, -1).T).view(offsets, width, out)
-    lower = cholesky(project_covariance(covariance, projection, offsets))
-    solved = torch.cholesky_solve(_rank_major(projection, crossed), lower)
-    return solved.view(len(projection), offsets, out).permute(2, 1, 0)
+    target = _rank_major(projection, crossed)
+    solved = torch.cholesky_solve(target, cholesky(project_covariance(covariance, projection, offsets)))
+    return solved.view(len(projection), offsets, out).permute(2, 1, 0), solved.T @ target
 
 
 def cholesky(matrix: Tensor) -> Tensor:
@@ -304,26 +359,45 @@ def balance(factors: Factors) -> Factors:
 
 
 def group_covariance(covariance: Tensor, offsets: int, groups: int) -> Tensor:
-    """``S (offsets * in, offsets * in)``, its columns by group ``(groups, offsets * in, offsets * in / groups)``."""
-    entries = len(covariance)
-    columns = covariance.view(entries, offsets, groups, -1).permute(2, 0, 1, 3)
-    return columns.reshape(groups, entries, entries // groups)
+    """``S (offsets * in, offsets * in)`` with the entries of each group of channels together, group after group."""
+    split = (offsets, groups, len(covariance) // (offsets * groups))
+    return covariance.view(*split, *split).permute(1, 0, 2, 4, 3, 5).reshape_as(covariance)
 
 
-def loss_of_groups(difference: Tensor, grouped: Tensor, curvature: Tensor) -> float:
-    """``tr(G D S D^T)`` for a ``D`` that is zero between groups, without ever filling the zeros in.
+def list_losses_of_groups(factors: Sequence[Factors], chunk: int, covariance: Tensor, curvature: Tensor) -> Tensor:
+    """``tr(G D S D^T)`` at all ranks of a weight that is zero between groups, with what the groups' errors share.
+
+    Rank r keeps the first ``r * chunk`` columns and rows of each group's factors; D is what it drops, to the last of
+    them. With ``U`` and ``V`` all groups' factors, the loss is the sum over what is dropped of the entries of ``U^T G
+    U`` times those of ``V S V^T``, so that no rank has to be multiplied out.
 
     Args:
-        difference: Of two grouped weights ``(out, offsets, in / groups)``.
-        grouped: ``S`` from :func:`group_covariance`.
-        curvature: ``G (out, out)``.
+        factors: For each group ``first (n, width)`` and ``second (out, n)``, whose product is the group's weight.
+        chunk: Columns a rank.
+        covariance: ``S (groups * width, groups * width)``, group after group, symmetric.
+        curvature: ``G (groups * out, groups * out)``, symmetric.
+
+    Returns:
+        Losses at rank 0, 1, ... ``(ceil(n / chunk) + 1,)``; the last is zero.
     """
-    out, offsets, width = difference.shape
-    groups = len(grouped)
-    mine = difference.reshape(groups, out // groups, offsets * width)
-    seen = (grouped @ mine.transpose(1, 2)).view(groups, offsets, groups, width, out // groups)
-    felt = mine @ seen.permute(2, 1, 3, 0, 4).reshape(groups, offsets * width, out)
-    return max(float((curvature * felt.reshape(out, out)).sum()), 0.0)  # rounding may leave a little less than nothing
+    first, second = torch.stack([each.first for each in factors]), torch.stack([each.second for each in factors])
+    groups, terms, width = first.shape
+    out = second.shape[1]
+    pairs = first.new_zeros(terms, terms)
+    for group in range(groups):  # the groups before it were paired with it already
+        seen = first[group] @ covariance[group * width : (group + 1) * width, group * width :]
+        felt = second[group].T @ curvature[group * out : (group + 1) * out, group * out :]
+        shares = seen.view(terms, -1, width).transpose(0, 1) @ first[group:].transpose(1, 2)
+        shares *= felt.view(terms, -1, out).transpose(0, 1) @ second[group:]
+        pairs += 2 * shares.sum(0) - shares[0]
+    pairs = (pairs + pairs.T) / 2
+    dropped = pairs.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
+    return torch.cat([dropped, dropped.new_zeros(1)])[_starts(terms, chunk)].clamp_min(0)
+
+
+def _starts(terms: int, chunk: int) -> Tensor:
+    """Where the columns start that each rank drops."""
+    return torch.tensor([*range(0, terms, chunk), terms], device="cpu")
 
 
 def loss_of(weight: Tensor, approximation: Tensor, covariance: Tensor, curvature: Tensor) -> float:

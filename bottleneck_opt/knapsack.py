@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_ENTRIES = 200_000
+MOST_STEPS = 20_000_000
 BINS = 20_000
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -48,14 +49,39 @@ class _Bound:
         return np.asarray(np.interp(room, self.costs, self.losses, left=np.inf), dtype=np.float64)
 
 
+class _Bounds:
+    """The bound over a list and all later ones, made when it is asked for: all of them at once would not fit."""
+
+    def __init__(self, costs: Sequence[Integers], losses: Sequence[Floats]) -> None:
+        self._segments = _segments(costs, losses)
+        self._runs = np.array([segment[1] for segment in self._segments])
+        self._rises = np.array([segment[2] for segment in self._segments])
+        self._lists = np.array([segment[3] for segment in self._segments])
+        self._costs = [*np.cumsum([float(cost[0]) for cost in reversed(costs)])[::-1], 0.0]
+        self._losses = [*np.cumsum([float(loss[0]) for loss in reversed(losses)])[::-1], 0.0]
+
+    def from_list(self, start: int) -> _Bound:
+        """Over the lists from this one on; one past the last, over nothing."""
+        mine = self._lists >= start
+        costs = np.concatenate([[0.0], self._runs[mine]]).cumsum() + self._costs[start]
+        return _Bound(costs, np.concatenate([[0.0], self._rises[mine]]).cumsum() + self._losses[start])
+
+
 @dataclass(frozen=True)
-class _Layer:
-    """Partial sums after one more list, with the way back."""
+class _Sums:
+    """Partial sums after one more list, cheapest first, with the way back."""
 
     costs: Integers
     losses: Floats
-    parents: Integers
-    picked: Integers
+    step: _Step
+
+
+@dataclass(frozen=True)
+class _Step:
+    """For each partial sum, which one before it and which entry of the list make it."""
+
+    parents: NDArray[np.int32]
+    picked: NDArray[np.int32]
 
 
 def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
@@ -71,15 +97,15 @@ def choose(lists: Sequence[Choices], limit: int) -> Selection | None:
     losses = [each.losses[front] for each, front in zip(lists, fronts, strict=True)]
     if sum(int(cost[0]) for cost in costs) > limit:
         return None
-    bounds = _suffix_bounds(costs, losses)
+    bounds = _Bounds(costs, losses)
     greedy = _greedy(costs, losses, limit)
     ceiling = _total(losses, greedy)
     width = max(1, sum(int(cost[-1]) for cost in costs) // BINS)
-    layers, binned = _merge_all(costs, losses, bounds, limit=limit, ceiling=ceiling, bin_width=width)
-    merged = _walk_back(layers)
+    steps, binned = _merge_all(costs, losses, bounds, limit=limit, ceiling=ceiling, bin_width=width)
+    merged = _walk_back(steps)
     picked = greedy if merged is None or _total(losses, merged) > ceiling else merged
     loss, cost = _total(losses, picked), sum(int(cost[i]) for cost, i in zip(costs, picked, strict=True))
-    gap = max(0.0, loss - float(bounds[0].at(float(limit)))) if binned else 0.0
+    gap = max(0.0, loss - float(bounds.from_list(0).at(float(limit)))) if binned else 0.0
     return Selection(tuple(int(front[i]) for front, i in zip(fronts, picked, strict=True)), loss, cost, gap)
 
 
@@ -121,20 +147,6 @@ def _segments(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[tuple
     return sorted(found)
 
 
-def _suffix_bounds(costs: Sequence[Integers], losses: Sequence[Floats]) -> list[_Bound]:
-    """For every list, the bound over it and all later ones; a last one over nothing."""
-    segments = _segments(costs, losses)
-    bounds = []
-    for start in range(len(costs) + 1):
-        mine = [segment for segment in segments if segment[3] >= start]
-        base_cost = sum(float(cost[0]) for cost in costs[start:])
-        base_loss = sum(float(loss[0]) for loss in losses[start:])
-        runs = np.array([0.0, *(segment[1] for segment in mine)])
-        rises = np.array([0.0, *(segment[2] for segment in mine)])
-        bounds.append(_Bound(base_cost + runs.cumsum(), base_loss + rises.cumsum()))
-    return bounds
-
-
 def _greedy(costs: Sequence[Integers], losses: Sequence[Floats], limit: int) -> list[int]:
     """A selection found by walking the hulls, best slope first, while it fits."""
     at = [0] * len(costs)
@@ -150,46 +162,48 @@ def _greedy(costs: Sequence[Integers], losses: Sequence[Floats], limit: int) -> 
 
 
 def _merge_all(
-    costs: Sequence[Integers], losses: Sequence[Floats], bounds: Sequence[_Bound], *, limit: int, ceiling: float,
+    costs: Sequence[Integers], losses: Sequence[Floats], bounds: _Bounds, *, limit: int, ceiling: float,
     bin_width: int,
-) -> tuple[list[_Layer], bool]:  # fmt: skip
-    layers: list[_Layer] = []
+) -> tuple[list[_Step], bool]:  # fmt: skip
+    most = min(MOST_ENTRIES, max(BINS, MOST_STEPS // max(len(costs), 1)))
+    steps: list[_Step] = []
     sums, lost = np.zeros(1, dtype=np.int64), np.zeros(1)
     binned = False
     for number, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
-        layer = _merge(sums, lost, cost, loss, bounds[number + 1], limit=limit, ceiling=ceiling)
-        if len(layer.costs) > MOST_ENTRIES:
-            layer, binned = _keep_best_in_bins(layer, bin_width), True
-        layers.append(layer)
-        sums, lost = layer.costs, layer.losses
-    return layers, binned
+        merged = _merge(sums, lost, cost, loss, bounds.from_list(number + 1), limit=limit, ceiling=ceiling)
+        if len(merged.costs) > most:
+            merged, binned = _keep_best_in_bins(merged, bin_width), True
+        steps.append(merged.step)
+        sums, lost = merged.costs, merged.losses
+    return steps, binned
 
 
 def _merge(
     sums: Integers, lost: Floats, cost: Integers, loss: Floats, rest: _Bound, *, limit: int, ceiling: float
-) -> _Layer:
+) -> _Sums:
     total = (sums[:, None] + cost[None, :]).ravel()
     summed = (lost[:, None] + loss[None, :]).ravel()
     slack = ceiling * 1e-9 + float(rest.losses[0]) * 1e-12  # the bound's rounding grows with its largest value
     alive = np.flatnonzero(summed + rest.at((limit - total).astype(np.float64)) <= ceiling + slack)
     front = alive[list_pareto(Choices(total[alive], summed[alive]))]
-    return _Layer(total[front], summed[front], front // len(cost), front % len(cost))
+    step = _Step((front // len(cost)).astype(np.int32), (front % len(cost)).astype(np.int32))
+    return _Sums(total[front], summed[front], step)
 
 
-def _keep_best_in_bins(layer: _Layer, width: int) -> _Layer:
+def _keep_best_in_bins(sums: _Sums, width: int) -> _Sums:
     """The last, and so least lossy, entry of every cost bin."""
-    bins = layer.costs // width
+    bins = sums.costs // width
     last = np.flatnonzero(np.concatenate([bins[1:] != bins[:-1], [True]]))
-    return _Layer(layer.costs[last], layer.losses[last], layer.parents[last], layer.picked[last])
+    return _Sums(sums.costs[last], sums.losses[last], _Step(sums.step.parents[last], sums.step.picked[last]))
 
 
-def _walk_back(layers: Sequence[_Layer]) -> list[int] | None:
+def _walk_back(steps: Sequence[_Step]) -> list[int] | None:
     """The picks behind the last, least lossy, sum; None when bins left nothing that fits."""
-    if layers and not len(layers[-1].costs):
+    if steps and not len(steps[-1].picked):
         return None
-    at = len(layers[-1].costs) - 1 if layers else 0
+    at = len(steps[-1].picked) - 1 if steps else 0
     picked = []
-    for layer in reversed(layers):
-        picked.append(int(layer.picked[at]))
-        at = int(layer.parents[at])
+    for step in reversed(steps):
+        picked.append(int(step.picked[at]))
+        at = int(step.parents[at])
     return picked[::-1]

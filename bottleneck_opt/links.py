@@ -119,7 +119,7 @@ class _Search:
             axes = axes if _is_elementwise(node) else max(axes, len(node.input_shapes[0]))
             if node.kind == "module" and next(self.working.get_submodule(node.path).parameters(), None) is not None:
                 between.insert(0, node.path)
-                cost += Cost(node.cost.macs // node.output_shapes[0][1], self._params(node) // node.output_shapes[0][1])
+            cost += self._cost_of_channel(node, self.candidates.layers[path].in_channels)
 
     def _end(
         self, producer: Node, consumer: Node, axes: int, between: Sequence[str], cost: Cost
@@ -166,11 +166,11 @@ class _Search:
             return f"{_name(node)} shares its parameters"
         return find_hook(module)
 
-    def _params(self, node: Node) -> int:
-        """Parameters that hold one value a channel; a PReLU may have one for all channels."""
-        channels = node.output_shapes[0][1]
-        parameters = self.working.get_submodule(node.path).parameters()
-        return sum(each.numel() for each in parameters if each.shape[:1] == (channels,))
+    def _cost_of_channel(self, node: Node, channels: int) -> Cost:
+        """What an operation costs for each channel; of its parameters, those with values a channel count."""
+        parameters = self.working.get_submodule(node.path).parameters() if node.kind == "module" else ()
+        params = sum(each.numel() for each in parameters if each.shape[:1] == (channels,))
+        return Cost(node.cost.macs // channels, params // channels, node.cost.other // channels)
 
     def _node(self, name: str) -> Node:
         found: Node = self.graph.nodes[name]["node"]

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.elimination import refit_kept
+from bottleneck_opt.factorization import cholesky, shrink
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LINEAR, LayerSpec
 from bottleneck_opt.sites import Site
 from bottleneck_opt.statistics import LayerStatistics, Moments
+
+_READ_OFF = 1e-3
 
 
 def narrow_site(site: Site, kept_inputs: Sequence[int], kept_outputs: Sequence[int]) -> Site:
@@ -32,6 +35,8 @@ def narrow_site(site: Site, kept_inputs: Sequence[int], kept_outputs: Sequence[i
     inputs, outputs = (torch.tensor(tuple(each), device="cpu") for each in (kept_inputs, kept_outputs))
     layer = _narrow_layer(site.layer, len(inputs), len(outputs))
     weight, bias, statistics = _narrow_values(site, inputs, outputs)
+    if len(outputs) < site.layer.out_channels and site.has_gradient:
+        statistics = replace(statistics, curvature=_concentrate(site, outputs))
     return replace(
         site,
         layer=layer,
@@ -79,6 +84,19 @@ def _narrow_values(
     made = _predict_outputs(fitted.flatten(1), seen.inputs, seen.outputs.mean)
     weight = fitted.transpose(1, 2).reshape(len(outputs), len(inputs), *layer.kernel)
     return weight, bias, replace(seen, outputs=made)
+
+
+def _concentrate(site: Site, kept: Tensor) -> Tensor:
+    """Curvature of the kept output channels once whoever reads them has them stand for the others too ``(kept, kept)``.
+
+    The reader was fitted again: a dropped channel is now read off the kept ones, as far as they tell what it was,
+    ``y ~ M y_kept``. An error in a kept channel is then felt as one in all that it stands for: ``M^T G M``.
+    """
+    covariance = shrink(site.statistics.outputs.covariance(), _READ_OFF)
+    stands_for = torch.cholesky_solve(covariance[kept], cholesky(covariance[kept[:, None], kept])).T
+    stands_for[kept] = torch.eye(len(kept), dtype=covariance.dtype, device="cpu")
+    felt: Tensor = stands_for.T @ site.statistics.curvature @ stands_for
+    return felt
 
 
 def _predict_outputs(weight: Tensor, inputs: Moments, mean: Tensor) -> Moments:

@@ -16,10 +16,12 @@ from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
+from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.latency import compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
@@ -29,7 +31,7 @@ from bottleneck_opt.sites import AnyPass, SharingPass, Weights
 from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_checks, list_notes
+from bottleneck_opt.summary import describe_run, list_checks, list_joint_notes, list_notes
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
 
@@ -47,6 +49,7 @@ def optimize(
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
     recover: int | Recovery | None = None,
+    recipe: Recipe | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -67,6 +70,7 @@ def optimize(
         max_drop: Not in this version.
         recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
             :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
+        recipe: Which ingredients of the method to use; None uses all.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
@@ -88,6 +92,7 @@ def optimize(
     _check_seed(seed)
     _check_promise(evaluate=evaluate, max_drop=max_drop)
     recovery = read_recovery(recover, seed=seed)
+    recipe = recipe or Recipe()
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
     stages = Stages(shown=progress)
@@ -100,13 +105,14 @@ def optimize(
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
             ties = find_ties(subject, chosen)
-        statistics = _calibrate(subject, stages, seed=seed)
+        statistics = _calibrate(subject, recipe, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
         choice = choose_options(subject, statistics, ties, Wish(chosen, limits, contract), stages)
         plan = _make_plan(subject, choice, wanted, chosen, seed)
-        refitted = _refit(subject, plan, choice, stages)
+        refitted = _refit(subject, plan, choice, recipe, stages)
+        joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
         with stages.stage("rewrite"):
-            rewritten = apply_plan(subject, plan, refitted.weights)
+            rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
         met = _is_met(rewritten.traced.cost, limits, contract=contract)
         recovered = _recover(subject, rewritten, statistics, recovery, stages)
         with stages.stage("verify"):
@@ -130,6 +136,7 @@ def optimize(
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
+            *list_joint_notes(joint),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
         ),
@@ -163,9 +170,10 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
         )
 
 
-def _calibrate(subject: Subject, stages: Stages, *, seed: int) -> Statistics:
+def _calibrate(subject: Subject, recipe: Recipe, stages: Stages, *, seed: int) -> Statistics:
     macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    sampling = Sampling(subject.data.examples, choose_probes(subject.data.examples, macs), seed)
+    probes = choose_probes(subject.data.examples, macs) if recipe.curvature else 0
+    sampling = Sampling(subject.data.examples, probes, seed)
     with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
         return collect_statistics(
             subject.working, subject.candidates.layers, subject.data, sampling,
@@ -202,8 +210,10 @@ def _fill(choice: Choice, stages: Stages) -> dict[str, Sequence[Weights]]:
     return weights
 
 
-def _refit(subject: Subject, plan: Plan, choice: Choice, stages: Stages) -> Refitted:
+def _refit(subject: Subject, plan: Plan, choice: Choice, recipe: Recipe, stages: Stages) -> Refitted:
     weights = _fill(choice, stages)
+    if not recipe.refit:
+        return Refitted(weights, (), {step.path: "recipe= leaves it out" for step in plan.steps})
     curvatures = {proposal.site.path: proposal.site.curvature() for proposal, _ in choice.changed}
     with stages.stage("refit", total=len(plan.steps)) as advance:
         return refit(subject.working, subject.traced, plan, weights, curvatures, subject.data, advance)

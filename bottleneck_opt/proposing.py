@@ -138,6 +138,7 @@ def propose(
     proposals = []
     for site in sites:
         proposals.append(ask_all(site, passes, units))
+        site.forget()
         advance()
     return proposals
 

@@ -134,23 +134,35 @@ def _place(call: Inputs, working: nn.Module) -> Inputs:
 
 
 def _run_hooked(
-    model: nn.Module, hooks: Mapping[str, Callable[[str, nn.Module, Tensor], None]], call: Inputs,
+    model: nn.Module, hooks: Mapping[str, Callable[[str, nn.Module, Tensor], None]], example: Inputs,
     inner: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Run with a hook after each layer, or before the inner layer where one is named."""
+    broken: list[Exception] = []
+
+    def call(path: str, module: nn.Module, value: Tensor) -> None:
+        try:
+            hooks[path](path, module, value)
+        except Exception as error:  # kept apart from what the model raises by itself
+            broken.append(error)
+            raise
 
     def after(path: str) -> Callable[..., None]:
-        return lambda module, args, output: hooks[path](path, module, output)
+        return lambda module, args, output: call(path, module, output)
 
     def before(path: str) -> Callable[..., None]:
-        return lambda module, args: hooks[path](path, module, args[0])
+        return lambda module, args: call(path, module, args[0])
 
     if inner is None:
         handles = [model.get_submodule(path).register_forward_hook(after(path), prepend=True) for path in hooks]
     else:
         handles = [model.get_submodule(inner[path]).register_forward_pre_hook(before(path)) for path in hooks]
     try:
-        run_on_example(model, call)
+        run_on_example(model, example)
+    except InputError:
+        if broken:
+            raise broken[0] from None
+        raise
     finally:
         for handle in handles:
             handle.remove()
@@ -225,7 +237,10 @@ class _Samples:
 
 
 def _fit_last(layer: LayerSpec, samples: _Samples, old: Weights) -> Weights:
-    """``(Cov(y, z) + l W0)(Cov(z) + l I)^-1``, group by group, and the bias that keeps the mean."""
+    """``(Cov(y, z) + l W0)(Cov(z) + l I)^-1``, group by group, and the bias that keeps the mean.
+
+    A layer without a bias can only be fitted to the values themselves: second moments take the covariances' place.
+    """
     rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     kernels, biases = [], []
     for group in range(layer.groups):
@@ -233,7 +248,7 @@ def _fit_last(layer: LayerSpec, samples: _Samples, old: Weights) -> Weights:
         z, y = samples.patches[:, entries], samples.targets[:, group * rows : (group + 1) * rows]
         kernel = old.weight[group * rows : (group + 1) * rows]
         flat = by_offset(kernel).flatten(1)
-        middle, mean = z.mean(0), y.mean(0)
+        middle, mean = (z.mean(0), y.mean(0)) if layer.bias else (z.new_zeros(z.shape[1]), y.new_zeros(rows))
         centered = z - middle
         covariance = centered.T @ centered / len(z)
         crossed = (y - mean).T @ centered / len(z)
@@ -242,7 +257,7 @@ def _fit_last(layer: LayerSpec, samples: _Samples, old: Weights) -> Weights:
         new = torch.cholesky_solve((crossed + ridge * flat).T, cholesky(covariance)).T
         kernels.append(new.view(rows, layer.offsets, columns).transpose(1, 2).reshape(kernel.shape))
         biases.append(mean - new @ middle)
-    return Weights(torch.cat(kernels), torch.cat(biases))
+    return Weights(torch.cat(kernels), torch.cat(biases) if layer.bias else None)
 
 
 def _entries(layer: LayerSpec, group: int) -> Tensor:

@@ -136,6 +136,19 @@ def _layout_of(tensor: Tensor) -> torch.memory_format:
     return choose_layout(tensor, channels_last=is_channels_last(tensor))
 
 
+def correct_layers(model: nn.Module, corrected: Mapping[str, Weights]) -> None:
+    """Put new values into stock layers, by path. ``model``, a rewritten one, is changed: it must be a copy."""
+    with torch.no_grad():
+        for path, values in corrected.items():
+            layer = model.get_submodule(path)
+            spec = describe_layer(layer)
+            assert spec is not None
+            weight = layer.get_parameter("weight")
+            weight.copy_(to_module(spec, values.weight).to(weight))
+            if values.bias is not None:
+                layer.get_parameter("bias").copy_(values.bias)
+
+
 def put_module(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
     """Put a module at some paths. ``model`` is changed: it must be a copy."""
     for name in names:

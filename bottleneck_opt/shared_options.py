@@ -166,7 +166,7 @@ def _ask(each: SharingPass, path: str, sites: Sequence[Site], units: Sequence[st
 
 def _check(name: str, where: str, answer: CommonBasis, sites: Sequence[Site], most: int) -> None:
     width = sites[0].layer.in_channels
-    wanted = (width, width), (len(sites), most + 1)
+    wanted = (most, width), (len(sites), most + 1)
     shapes = tuple(answer.projection.shape), tuple(answer.losses.shape)
     if shapes != wanted:
         raise PassError(

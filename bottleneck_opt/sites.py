@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bottleneck_opt.common_factor import CommonBasis, Consumer
 from bottleneck_opt.elimination import Elimination
-from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink
+from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink_in_place
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.kernels import by_offset, spread_groups
 from bottleneck_opt.layers import LayerSpec
@@ -79,8 +79,16 @@ class Site:
 
     @cached_property
     def reduced(self) -> ReduceFit:
-        """The fit of a 1x1 before the kernel, for a site without groups; made once, for all passes that build on it."""
-        return fit_reduce(self.offset_weight, self.covariance(), self.curvature())
+        """The fit of a 1x1 before the kernel, for a site without groups, at the ranks that can pay; made once, for all
+        passes that build on it.
+        """
+        out, offsets, width = self.offset_weight.shape
+        most = break_even(before=width, after=offsets * out)
+        return fit_reduce(self.offset_weight, self.covariance(), self.curvature(), most=most)
+
+    def forget(self) -> None:
+        """Let go of what was computed for the passes; asked for again, it is computed again."""
+        self.__dict__.pop("reduced", None)
 
     def as_consumer(self) -> Consumer:
         """Weight, covariance and curvature as :mod:`bottleneck_opt.common_factor` asks for them; without groups."""
@@ -115,7 +123,7 @@ class Site:
 
     def covariance(self) -> Tensor:
         """``S (offsets * in, offsets * in)``, shrunk. Raises ValueError where it was not collected."""
-        return shrink(self.statistics.inputs.covariance(), self._shrinkage)
+        return shrink_in_place(self.statistics.inputs.covariance(), self._shrinkage)
 
     def output_covariance(self) -> Tensor:
         """``W S W^T (out, out)`` with the shrunk S, from the outputs themselves, so that S is not needed."""
@@ -242,3 +250,24 @@ def rank_steps(full: int) -> tuple[int, ...]:
     """
     step = 1 if full <= 32 else 4 if full <= 64 else 8
     return tuple(range(step, full, step))
+
+
+def break_even(*, before: int, after: int) -> int:
+    """The highest rank at which a weight ``(after, before)`` has no fewer entries than its two factors.
+
+    Example:
+        >>> break_even(before=64, after=64), break_even(before=64, after=9 * 64)
+        (32, 57)
+    """
+    return before * after // (before + after)
+
+
+def paying_ranks(*, before: int, after: int) -> tuple[int, ...]:
+    """Ranks worth offering for a weight ``(after, before)``: those that save, and the full one.
+
+    Example:
+        >>> paying_ranks(before=8, after=12)
+        (1, 2, 3, 4, 8)
+    """
+    full = min(before, after)
+    return (*(rank for rank in rank_steps(full) if rank <= break_even(before=before, after=after)), full)

@@ -11,6 +11,7 @@ import torch
 from bottleneck_opt.choosing import Choice
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
+from bottleneck_opt.joint import Joint
 from bottleneck_opt.outcome import Provenance
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Proposal, name_unfelt
@@ -60,6 +61,18 @@ def list_notes(
     if allocation.gap > 0:
         notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
     return tuple(notes)
+
+
+def list_joint_notes(joint: Joint) -> tuple[str, ...]:
+    """What fitting all layers together did, or why it was not done."""
+    if joint.skipped:
+        return (f"the layers were not fitted together to the model's outputs: {joint.skipped}",)
+    if not joint.weights:
+        return ()
+    return (
+        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
+        f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",
+    )
 
 
 def _refit_notes(refitted: Refitted) -> list[str]:

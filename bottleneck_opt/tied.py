@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import ReduceFit, fit_reduce, group_covariance, loss_of_groups
+from bottleneck_opt.factorization import (
+    Factors,
+    ReduceFit,
+    factor_exactly,
+    find_basis,
+    fit_factors,
+    fit_reduce,
+    group_covariance,
+    list_losses_of_groups,
+    nest_factors,
+)
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.sites import Site, Skip
 
@@ -52,67 +62,74 @@ class Order:
 
 @dataclass(frozen=True)
 class TiedFit:
-    """A site with the fit of each of its groups.
+    """A site with the first factors of each of its groups; everything else is computed when an option is chosen.
 
     Attributes:
+        projections: For each group ``(rank, d)`` at the highest rank that can pay.
         losses: The loss at each rank that was asked for, of all groups together: their errors are correlated.
     """
 
     site: Site
     order: Order
-    parts: tuple[Site, ...]
-    fits: tuple[ReduceFit, ...]
+    projections: tuple[Tensor, ...]
     losses: Mapping[int, float]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """First factor ``(groups * rank, d)``, second ``(out, Q, rank)``, and their product, flat as the site's."""
-        covariances = [covariance_in_order(part, self.order) for part in self.parts]
-        first, second, merged = _factor(self.parts, self.order, self.fits, covariances, rank)
+        parts = self.site.split()
+        both = [self._factor(part, each, rank) for part, each in zip(parts, self.projections, strict=True)]
+        merged = torch.cat([restore_order(each.second @ each.first, self.order) for each in both])
         full = spread_groups(merged.transpose(1, 2), self.site.layer.groups).transpose(1, 2).flatten(1)
-        return first, second, full
+        return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), full
+
+    def _factor(self, part: Site, projection: Tensor, rank: int) -> Factors:
+        weight = weight_in_order(part, self.order)
+        if rank > len(projection):
+            return factor_exactly(weight)
+        return fit_factors(weight, covariance_in_order(part, self.order), projection[:rank])
 
 
-def fit_tied(site: Site, order: Order, ranks: Sequence[int], *, most: int | None = None) -> TiedFit:
+def fit_tied(site: Site, order: Order, ranks: Sequence[int]) -> TiedFit:
     """Fit a tied form, group by group for a grouped layer.
 
     Args:
         site: The layer.
         order: Which axes the first factor spans.
-        ranks: Those whose loss is wanted: some up to ``most``, and the full one.
-        most: The highest rank below the full one; None when it may be any.
+        ranks: Those whose loss is wanted, the last one full: nothing is lost at it.
     """
-    parts = site.split()
-    covariances = [covariance_in_order(part, order) for part in parts]
-    fits = tuple(_fit_part(part, order, covariance, most) for part, covariance in zip(parts, covariances, strict=True))
-    if len(fits) == 1:
-        found = fits[0].losses
-        losses = {rank: float(found[rank]) if rank < len(found) else 0.0 for rank in ranks}
-        return TiedFit(site, order, parts, fits, losses)
-    compact = torch.cat([part.offset_weight for part in parts])
-    grouped, curvature = group_covariance(site.covariance(), compact.shape[1], len(parts)), site.curvature()
-    losses = {
-        rank: loss_of_groups(compact - _factor(parts, order, fits, covariances, rank)[2], grouped, curvature)
-        for rank in ranks
-    }
-    return TiedFit(site, order, parts, fits, losses)
+    most = max(ranks[:-1], default=0)
+    if site.layer.groups > 1:
+        projections, losses = _fit_groups(site, order, most)
+    else:
+        fit = _fit_whole(site, order, most)
+        projections, losses = (fit.projection,), fit.losses
+    found = {rank: float(losses[rank]) for rank in ranks[:-1]}
+    return TiedFit(site, order, projections, {**found, ranks[-1]: 0.0})
 
 
-def _fit_part(part: Site, order: Order, covariance: Tensor, most: int | None) -> ReduceFit:
+def _fit_whole(site: Site, order: Order, most: int) -> ReduceFit:
     if not order.lead:
-        return part.reduced
-    return fit_reduce(weight_in_order(part, order), covariance, part.curvature(), most=most)
+        return site.reduced
+    return fit_reduce(weight_in_order(site, order), covariance_in_order(site, order), site.curvature(), most=most)
 
 
-def _factor(
-    parts: Sequence[Site], order: Order, fits: Sequence[ReduceFit], covariances: Sequence[Tensor], rank: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """First factors, second factors, and their products ``(out, offsets, in / groups)``, of all groups."""
-    both = [
-        fit.factors(rank, weight_in_order(part, order), covariance)
-        for fit, part, covariance in zip(fits, parts, covariances, strict=True)
-    ]
-    merged = torch.cat([restore_order(each.second @ each.first, order) for each in both])
-    return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), merged
+def _fit_groups(site: Site, order: Order, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """For each group its first factors; and the losses at all ranks up to ``most``, of all groups together."""
+    fitted = [_fit_group(part, order, most) for part in site.split()]
+    covariance = group_covariance(site.covariance(), site.layer.offsets, site.layer.groups)
+    losses = list_losses_of_groups([factors for _, factors in fitted], order.groups, covariance, site.curvature())
+    return tuple(projection for projection, _ in fitted), losses
+
+
+def _fit_group(part: Site, order: Order, most: int) -> tuple[Tensor, Factors]:
+    """First factors ``(most, d)``; and nested factors of the whole weight: what no rank keeps comes last."""
+    weight, covariance = weight_in_order(part, order), covariance_in_order(part, order)
+    projection = find_basis(weight, covariance, part.curvature(), most=most)
+    nested = nest_factors(weight, covariance, projection)
+    rest = weight.flatten(1) - nested.second @ nested.first
+    first = torch.cat([nested.first, rest]).view(-1, order.groups, weight.shape[2])
+    second = torch.cat([nested.second, torch.eye(len(rest), dtype=rest.dtype, device="cpu")], dim=1)
+    return projection, Factors(restore_order(first, order).flatten(1), second)
 
 
 def weight_in_order(site: Site, order: Order) -> Tensor:
@@ -125,8 +142,10 @@ def covariance_in_order(site: Site, order: Order) -> Tensor:
     covariance = site.covariance()
     if not order.lead:
         return covariance
-    entries = order.entries(site.layer.in_channels)
-    return covariance[entries[:, None], entries]
+    axes = (*order.rest, *order.lead, len(order.kernel))
+    split = (*order.kernel, site.layer.in_channels)
+    both = covariance.view(*split, *split).permute(*axes, *(len(split) + axis for axis in axes))
+    return both.reshape_as(covariance)
 
 
 def restore_order(weight: Tensor, order: Order) -> Tensor:

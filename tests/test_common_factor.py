@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.common_factor import Consumer, fit_common, refit_to_common
-from bottleneck_opt.factorization import fit_reduce, loss_of, shrink
+from bottleneck_opt.factorization import fit_factors, fit_reduce, loss_of, shrink
 from tests.networks import noise
 
 WIDTH = 6
@@ -44,7 +44,7 @@ def test_two_identical_layers_equal_one() -> None:
     alone, both = fit_reduce(*one()), fit_common([one, one], WIDTH)
     assert torch.allclose(both.losses, alone.losses.expand(2, -1), rtol=1e-6, atol=1e-9)
     twice = refit_to_common([one, one], both.projection[:3])
-    once = alone.factors(3, *one()[:2])
+    once = fit_factors(*one()[:2], alone.projection[:3])
     assert torch.allclose(twice[1][0] @ twice[0], once.second @ once.first)
     assert torch.allclose(twice[1][0], twice[1][1])
 

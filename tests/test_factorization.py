@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,22 @@ from bottleneck_opt.factorization import (
     cholesky,
     choose_shrinkage,
     damp,
+    factor_exactly,
     fit_expand,
+    list_losses_of_groups,
     loss_of,
+    nest_factors,
     project_covariance,
     refit_second,
     shrink,
     square_roots,
 )
+from bottleneck_opt.inputs import find_tensors
+from bottleneck_opt.passes.expand import Expand
+from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.passes.spatial import Spatial
+from bottleneck_opt.passes.tucker import Tucker
+from bottleneck_opt.proposing import propose
 from bottleneck_opt.testing import full_rank_plan, rewrite_at_full_rank
 from tests.layer_samples import (
     MODES,
@@ -151,6 +161,57 @@ def test_predicted_loss_is_the_felt_output_change(name: str, geometry: str) -> N
     change = (run_option(option, x) - layer(x).detach()).movedim(1, -1).reshape(-1, 8)
     felt = torch.einsum("no,op,np->n", change, site.curvature(), change).mean()
     assert option.predicted_loss == pytest.approx(float(felt), rel=1e-6)
+
+
+def test_losses_of_groups_are_those_of_the_multiplied_weights() -> None:
+    groups, out, width, terms = 3, 2, 4, 5
+    factors = [
+        Factors(torch.randn(terms, width, dtype=torch.float64), torch.randn(out, terms, dtype=torch.float64))
+        for _ in range(groups)
+    ]
+    covariance, curvature = random_curvature(groups * width), random_curvature(groups * out)
+    losses = list_losses_of_groups(factors, 2, covariance, curvature)
+    whole = torch.block_diag(*(each.second @ each.first for each in factors))
+    assert len(losses) == 4
+    for rank, loss in enumerate(losses):
+        kept = torch.block_diag(*(each.second[:, : 2 * rank] @ each.first[: 2 * rank] for each in factors))
+        assert float(loss) == pytest.approx(loss_of(whole, kept, covariance, curvature), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("out", "offsets", "width"), [(3, 2, 4), (2, 2, 7), (4, 1, 4)])
+def test_exact_factors_are_no_larger_than_needed(out: int, offsets: int, width: int) -> None:
+    weight = torch.randn(out, offsets, width, dtype=torch.float64)
+    factors = factor_exactly(weight)
+    assert len(factors.first) == min(width, offsets * out)
+    torch.testing.assert_close(factors.second @ factors.first, weight)
+
+
+def test_nested_factors_are_the_best_at_every_rank() -> None:
+    weight, covariance = torch.randn(4, 3, 5, dtype=torch.float64), random_curvature(15)
+    projection = torch.randn(5, 5, dtype=torch.float64)
+    nested = nest_factors(weight, covariance, projection)
+    for rank in range(1, 6):
+        kept = nested.second[:, : 3 * rank] @ nested.first[: 3 * rank]
+        best = refit_second(weight, covariance, projection[:rank]) @ projection[:rank]
+        torch.testing.assert_close(kept, best.flatten(1))
+
+
+def test_only_ranks_that_can_pay_and_the_full_one_are_fitted() -> None:
+    site = make_site(double_conv(8, 9, 3), correlated(torch.randn(40, 8, 9, 9, dtype=torch.float64)))
+    assert [option.ranks for option in offers(site, "reduce")] == [(rank,) for rank in range(1, 9)]
+    assert len(site.reduced.projection) == 7
+    assert all(before <= 7 for before, after in (option.ranks for option in offers(site, "tucker")[:-1]))
+
+
+def test_options_hold_nothing_large() -> None:
+    site = make_site(double_conv(8, 9, 3), correlated(torch.randn(40, 8, 9, 9, dtype=torch.float64)))
+    proposal = propose([site], (Reduce(), Expand(), Tucker(), Spatial()), ["macs"])[0]
+    assert "reduced" not in vars(proposal.site)
+    for priced in proposal.options:
+        assert isinstance(priced.option.fill, partial)
+        own = [vars(each) for each in priced.option.fill.args if is_dataclass(each)]
+        held = [t for each in own for name, value in each.items() if name != "site" for t in find_tensors(value)]
+        assert sum(tensor.numel() for tensor in held) < 9 * 8 * 9
 
 
 def test_expand_drops_the_least_energy() -> None:

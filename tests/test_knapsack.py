@@ -142,3 +142,12 @@ def test_all_free_when_everything_fits() -> None:
     selection = choose(lists, dearest(lists))
     assert selection is not None
     assert selection.loss == 0
+
+
+def test_hundreds_of_lists_are_solved_close_to_the_bound() -> None:
+    generator = np.random.default_rng(2)
+    lists = [many_options(generator) for _ in range(300)]
+    selection = choose(lists, dearest(lists) // 2)
+    assert selection is not None
+    check(selection, lists, dearest(lists) // 2)
+    assert selection.gap < 1e-3 * selection.loss

@@ -115,7 +115,8 @@ def test_a_narrower_site_costs_and_loses_what_it_says() -> None:
     assert narrow.cost.macs == site.cost.macs // 2
     spread = torch.zeros_like(site.offset_weight)
     spread[..., list(kept)] = narrow.offset_weight
-    assert site.predict_loss(spread.flatten(1)) == pytest.approx(float(joint.elimination.losses[2]), rel=1e-6)
+    predicted = Select().caution * site.predict_loss(spread.flatten(1))
+    assert predicted == pytest.approx(float(joint.elimination.losses[2]), rel=1e-6)
 
 
 def test_counts_are_spread_evenly_and_end_with_all() -> None:

@@ -178,3 +178,10 @@ def test_the_pictures_say_how_many_channels_are_left() -> None:
     result = bo.optimize(net, x[:1], calibration=x, budget=0.5, passes=SELECT, progress=False)
     assert "channels" in result.draw("diff").source
     assert "select" in str(result)
+
+
+def test_a_layer_without_bias_is_refitted_too() -> None:
+    net, x = seeded(chain, dtype=torch.float32), torch.randn(64, 3, 8, 8)
+    result = bo.optimize(net, x[:1], calibration=x, budget=0.4, passes=SELECT, progress=False)
+    assert {correction.path for correction in result.corrections} == {step.path for step in result.plan.steps}
+    assert any(correction.accepted for correction in result.corrections)

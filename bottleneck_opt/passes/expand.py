@@ -8,11 +8,12 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from bottleneck_opt.factorization import ExpandFit, fit_expand, loss_of
+from bottleneck_opt.factorization import ExpandFit, Factors, factor_exactly, fit_expand, list_losses_of_groups
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LINEAR
-from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
+from bottleneck_opt.sites import Option, Site, Skip, Weights, paying_ranks
 
 
 @dataclass(frozen=True)
@@ -33,41 +34,61 @@ class Expand:
             return Skip("one output channel a group: there is nothing to expand")
         if not site.mixable_output:
             return Skip("its own forward does more with its output than a convolution: no 1x1 can stand after it")
-        parts = site.split()
-        fits = tuple(fit_expand(part.flat_weight, part.output_covariance(), part.curvature()) for part in parts)
-        inner = parts[0].layer
-        full = min(inner.out_channels, inner.offsets * inner.in_channels)
-        ranks = (*rank_steps(full), full)
-        fitted, losses = _Fitted(site, parts, fits), _find_losses(site, fits, ranks)
-        return [_option(fitted, rank, full, loss) for rank, loss in zip(ranks, losses, strict=True)]
+        before = site.layer.offsets * site.layer.in_channels // site.layer.groups
+        ranks = paying_ranks(before=before, after=site.layer.out_channels // site.layer.groups)
+        most = max(ranks[:-1], default=0)
+        if site.layer.groups == 1:
+            fits, losses = _fit_whole(site, most)
+        else:
+            fits, losses = _fit_groups(site, most)
+        fitted = _Fitted(site, fits, most)
+        found = [*(float(losses[rank]) for rank in ranks[:-1]), 0.0]
+        return [_option(fitted, rank, ranks[-1], loss) for rank, loss in zip(ranks, found, strict=True)]
 
 
-def _find_losses(site: Site, fits: Sequence[ExpandFit], ranks: Sequence[int]) -> list[float]:
-    """With several groups, the errors of different groups are correlated: the loss is taken of all together."""
-    if len(fits) == 1:
-        return [float(fits[0].losses[rank]) for rank in ranks]
-    covariance, curvature = site.output_covariance(), site.curvature()
-    projections = (torch.block_diag(*(fit.projection(rank) for fit in fits)) for rank in ranks)
-    whole = torch.eye(len(curvature), dtype=curvature.dtype, device="cpu")
-    return [loss_of(whole, projection, covariance, curvature) for projection in projections]
+def _fit_whole(site: Site, most: int) -> tuple[tuple[ExpandFit, ...], Tensor]:
+    fit = fit_expand(site.flat_weight, site.output_covariance(), site.curvature(), most=most)
+    return (fit,), fit.losses
+
+
+def _fit_groups(site: Site, most: int) -> tuple[tuple[ExpandFit, ...], Tensor]:
+    """The fits; and the losses at all ranks up to ``most``, of all groups together: their errors are correlated."""
+    fits = tuple(_fit_whole(part, most)[0][0] for part in site.split())
+    nested = [_complete(fit) for fit in fits]
+    return fits, list_losses_of_groups(nested, 1, site.output_covariance(), site.curvature())
+
+
+def _complete(fit: ExpandFit) -> Factors:
+    """What a group keeps of its output, rank after rank, and then what no rank keeps: all together, the output."""
+    whole = torch.eye(len(fit.left), dtype=fit.left.dtype, device="cpu")
+    rest = whole - fit.left @ fit.right.T
+    return Factors(torch.cat([fit.right.T, rest]), torch.cat([fit.left, whole], dim=1))
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A site with the fit of each of its groups."""
+    """A site with the fit of each of its groups, up to the highest rank that pays."""
 
     site: Site
-    parts: tuple[Site, ...]
     fits: tuple[ExpandFit, ...]
+    most: int
 
-    def factors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def factors(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """First factor ``(groups * rank, in * offsets / groups)``, second ``(out, rank)``, and their product, flat."""
-        both = [fit.factors(rank, part.flat_weight) for fit, part in zip(self.fits, self.parts, strict=True)]
-        inner = self.parts[0].layer
+        parts = self.site.split()
+        both = [self._factor(part, fit, rank) for part, fit in zip(parts, self.fits, strict=True)]
+        inner = parts[0].layer
         merged = torch.cat([each.second @ each.first for each in both])
         kernels = merged.view(len(merged), inner.offsets, inner.in_channels).transpose(1, 2)
         full = spread_groups(kernels, self.site.layer.groups).transpose(1, 2).flatten(1)
         return torch.cat([each.first for each in both]), torch.cat([each.second for each in both]), full
+
+    def _factor(self, part: Site, fit: ExpandFit, rank: int) -> Factors:
+        weight = part.flat_weight
+        if rank <= self.most:
+            return fit.factors(rank, weight)
+        exact = factor_exactly(weight[:, None])
+        return Factors(exact.first, exact.second[:, 0])
 
 
 def _option(fitted: _Fitted, rank: int, full: int, loss: float) -> Option:

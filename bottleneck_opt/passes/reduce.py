@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
+from bottleneck_opt.sites import Option, Site, Skip, Weights, paying_ranks
 from bottleneck_opt.tied import Order, TiedFit, find_tied_obstacle, fit_tied
 
 
 @dataclass(frozen=True)
 class Reduce:
-    """1x1 (in -> r), then the kernel (r -> out); exact at r = in. Grouped layers: both in the same groups, r a group.
+    """1x1 (in -> r), then the kernel (r -> out); exact at r = min(in, kernel offsets * out), a group each.
 
     The 1x1 carries no bias, so zero padding commutes with it and borders are exact.
 
@@ -29,10 +29,11 @@ class Reduce:
         skip = find_tied_obstacle(site)
         if skip is not None:
             return skip
-        full = site.layer.in_channels // site.layer.groups
-        ranks = (*rank_steps(full), full)
-        fit = fit_tied(site, Order(site.layer.kernel), ranks)
-        return [_option(fit, rank, full) for rank in ranks]
+        layer = site.layer
+        before, after = layer.in_channels // layer.groups, layer.offsets * layer.out_channels // layer.groups
+        ranks = paying_ranks(before=before, after=after)
+        fit = fit_tied(site, Order(layer.kernel), ranks)
+        return [_option(fit, rank, ranks[-1]) for rank in ranks]
 
 
 def _option(fit: TiedFit, rank: int, full: int) -> Option:

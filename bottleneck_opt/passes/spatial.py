@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 from bottleneck_opt.layers import LayerSpec
-from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
+from bottleneck_opt.sites import Option, Site, Skip, Weights, paying_ranks
 from bottleneck_opt.tied import Order, TiedFit, find_tied_obstacle, fit_tied, kernel_along
 
 
@@ -36,10 +36,9 @@ class Spatial:
         layer = site.layer
         before = layer.offsets // order.groups * layer.in_channels // layer.groups
         after = order.groups * layer.out_channels // layer.groups
-        full, most = min(before, after), before * after // (before + after)  # above it, both cost more than the layer
-        ranks = (*(each for each in rank_steps(full) if each <= most), full)
-        fit = fit_tied(site, order, ranks, most=most)
-        return [_option(fit, rank, full) for rank in ranks]
+        ranks = paying_ranks(before=before, after=after)
+        fit = fit_tied(site, order, ranks)
+        return [_option(fit, rank, ranks[-1]) for rank in ranks]
 
 
 def _find_told_size(site: Site) -> Skip | None:

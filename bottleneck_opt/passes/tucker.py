@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from bottleneck_opt.factorization import TuckerFit, fit_tucker
-from bottleneck_opt.sites import Option, Site, Skip, Weights, rank_steps
+import torch
+from torch import Tensor
+
+from bottleneck_opt.factorization import TuckerFactors, fit_tucker, list_tucker_losses
+from bottleneck_opt.sites import Option, Site, Skip, Weights, break_even, rank_steps
 from bottleneck_opt.tied import find_tied_obstacle
 
 
@@ -32,12 +35,25 @@ class Tucker:
         skip = _find_obstacle(site)
         if skip is not None:
             return skip
-        inner, outer = site.layer.in_channels, site.layer.out_channels
-        before = rank_steps(inner)
-        chosen = sorted({before[index * len(before) // self.steps] for index in range(self.steps)} if before else ())
-        fit = fit_tucker(site.reduced, site.curvature(), (*chosen, inner))
-        after = (*rank_steps(outer), outer)
-        return [_option(site, fit, (one, two)) for one in (*chosen, inner) for two in after]
+        pairs = _list_ranks(site, self.steps)
+        losses = list_tucker_losses(site.reduced, sorted({before for before, _ in pairs}))
+        full = (site.layer.in_channels, site.layer.out_channels)
+        fit = _Fit(site, site.reduced.projection)
+        found = [_option(fit, pair, float(losses[pair[0]][pair[1]])) for pair in pairs]
+        return [*found, _option(fit, full, 0.0)]
+
+
+def _list_ranks(site: Site, steps: int) -> list[tuple[int, int]]:
+    """Pairs of ranks at which neither outer factor could be left out for fewer weights and no more loss."""
+    inner, outer, offsets = site.layer.in_channels, site.layer.out_channels, site.layer.offsets
+    before = [rank for rank in rank_steps(inner) if rank <= break_even(before=inner, after=offsets * outer)]
+    chosen = sorted({before[index * len(before) // steps] for index in range(steps)} if before else ())
+    return [
+        (one, two)
+        for one in chosen
+        for two in rank_steps(outer)
+        if one <= break_even(before=inner, after=offsets * two) and two <= break_even(before=offsets * one, after=outer)
+    ]
 
 
 def _find_obstacle(site: Site) -> Skip | None:
@@ -48,24 +64,40 @@ def _find_obstacle(site: Site) -> Skip | None:
     return find_tied_obstacle(site)
 
 
-def _option(site: Site, fit: TuckerFit, ranks: tuple[int, int]) -> Option:
-    layer = site.layer
+@dataclass(frozen=True)
+class _Fit:
+    """A site and the first factor of ``reduce`` at the highest rank that can pay; the rest is computed when chosen."""
+
+    site: Site
+    projection: Tensor
+
+    def factors(self, ranks: tuple[int, int]) -> TuckerFactors:
+        site, (before, after) = self.site, ranks
+        weight = site.offset_weight
+        if ranks == (site.layer.in_channels, site.layer.out_channels):
+            ones = [torch.eye(rank, dtype=weight.dtype, device="cpu") for rank in ranks]
+            return TuckerFactors(ones[0], weight, ones[1])
+        return fit_tucker(weight, site.covariance(), site.curvature(), self.projection[:before], after)
+
+
+def _option(fit: _Fit, ranks: tuple[int, int], loss: float) -> Option:
+    layer = fit.site.layer
     layers = (
         layer.pointwise("reduce", layer.in_channels, ranks[0], bias=False),
         layer.named("conv", in_channels=ranks[0], out_channels=ranks[1], bias=False),
         layer.pointwise("expand", ranks[1], layer.out_channels, bias=True),
     )
     full = (layer.in_channels, layer.out_channels)
-    return Option("tucker", ranks, full, layers, fit.loss(*ranks), partial(_fill, site, fit, ranks))
+    return Option("tucker", ranks, full, layers, loss, partial(_fill, fit, ranks))
 
 
-def _fill(site: Site, fit: TuckerFit, ranks: tuple[int, int]) -> Sequence[Weights]:
-    first, core, last = fit.factors(*ranks, site.offset_weight, site.covariance())
-    kernel = site.layer.kernel
+def _fill(fit: _Fit, ranks: tuple[int, int]) -> Sequence[Weights]:
+    found = fit.factors(ranks)
+    kernel = fit.site.layer.kernel
     ones = tuple(1 for _ in kernel)
-    merged = (last @ core.flatten(1)).view(len(last), *core.shape[1:]) @ first
+    merged = (found.last @ found.core.flatten(1)).view(len(found.last), *found.core.shape[1:]) @ found.first
     return (
-        Weights(first.reshape(*first.shape, *ones)),
-        Weights(core.transpose(1, 2).reshape(ranks[1], ranks[0], *kernel)),
-        Weights(last.reshape(*last.shape, *ones), site.corrected_bias(merged.flatten(1))),
+        Weights(found.first.reshape(*found.first.shape, *ones)),
+        Weights(found.core.transpose(1, 2).reshape(ranks[1], ranks[0], *kernel)),
+        Weights(found.last.reshape(*found.last.shape, *ones), fit.site.corrected_bias(merged.flatten(1))),
     )

@@ -7,7 +7,7 @@ from torch import nn
 from bottleneck_opt import Result, optimize
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Residual, seeded
-from tests.recovery.samples import X
+from tests.recovery.samples import UNFITTED, X
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def small(net: nn.Module) -> Result:
-    return optimize(net, X[:1], calibration=X, budget=0.3, progress=False)
+    return optimize(net, X[:1], calibration=X, budget=0.3, recipe=UNFITTED, progress=False)
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.inputs import Inputs, batch_size
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery
 from tests.networks import Computes, conv, noise, seeded
 
 X = noise(20, 3, 8, 8, dtype=torch.float32)
+UNFITTED = Recipe(joint=0)  # leaves something for recovery to do
 QUICK = Recovery(steps=40, check_every=10, batch=8)
 
 

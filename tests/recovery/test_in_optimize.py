@@ -14,11 +14,13 @@ from bottleneck_opt import InputError, Recovery, Result, load, optimize
 from bottleneck_opt.report import report_json
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Computes, conv
-from tests.recovery.samples import QUICK, X, change, same, state
+from tests.recovery.samples import QUICK, UNFITTED, X, change, same, state
 
 
 def run(net: nn.Module, **options: Any) -> Result:
-    return optimize(net, **{"inputs": X[:1], "calibration": X, "budget": 0.3, "progress": False, **options})
+    return optimize(
+        net, **{"inputs": X[:1], "calibration": X, "budget": 0.3, "recipe": UNFITTED, "progress": False, **options}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from bottleneck_opt import Result, load, optimize, recover
 from bottleneck_opt.errors import InputError, RewriteError
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Residual, seeded
-from tests.recovery.samples import QUICK, X, change, same, state
+from tests.recovery.samples import QUICK, UNFITTED, X, change, same, state
 
 
 def test_a_recovered_model_is_nearer_to_the_original(net: nn.Module, small: Result) -> None:
@@ -53,7 +53,7 @@ def test_a_recovered_result_is_saved_and_loaded_bit_for_bit(net: nn.Module, smal
 
 def test_a_labelled_loader_works_and_half_precision_stays(net: nn.Module) -> None:
     half = copy.deepcopy(net).to(torch.bfloat16)
-    small = optimize(half, X[:1].bfloat16(), calibration=X, budget=0.3, progress=False)
+    small = optimize(half, X[:1].bfloat16(), calibration=X, budget=0.3, recipe=UNFITTED, progress=False)
     batches = [(X[:10], torch.zeros(10)), (X[10:], torch.zeros(10))]
     better = recover(small, batches, teacher=half, recovery=QUICK, progress=False)
     assert {p.dtype for p in better.model.parameters()} == {torch.bfloat16}
@@ -77,7 +77,7 @@ def test_the_metric_is_measured_again_or_dropped(net: nn.Module) -> None:
     def evaluate(model: nn.Module) -> float:
         return -change(net, model)
 
-    small = optimize(net, X[:1], calibration=X, budget=0.3, evaluate=evaluate, progress=False)
+    small = optimize(net, X[:1], calibration=X, budget=0.3, evaluate=evaluate, recipe=UNFITTED, progress=False)
     unknown = recover(small, X, teacher=net, recovery=QUICK, progress=False)
     assert unknown.verification.metric_after is None
     assert any("the metric was not measured again" in note for note in unknown.notes)

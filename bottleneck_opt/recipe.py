@@ -1,0 +1,35 @@
+"""Which ingredients of the method to use: all of them, unless one is switched off to see what it is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bottleneck_opt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The ingredients of :func:`optimize`, for comparisons; the default is the best that is known.
+
+    Attributes:
+        curvature: Weigh each layer's error by what the model's output feels of it. Without, it is the layer's own
+            squared error.
+        refit: Fit the last factor of each rewritten layer again to what the original layer gave.
+        joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes
+            as many as a limit on their cost allows, none for large models and where the inputs are made up.
+
+    Raises:
+        InputError: A number is out of range.
+
+    Example:
+        >>> Recipe(joint=0)
+        Recipe(curvature=True, refit=True, joint=0)
+    """
+
+    curvature: bool = True
+    refit: bool = True
+    joint: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.joint is not None and self.joint < 0:
+            raise InputError(f"Recipe: joint: got {self.joint}; expected at least 0. Pass 0 to leave it out, or None.")

@@ -1,0 +1,123 @@
+"""All methods by name: ``(problem, budget)`` gives the compressed network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import nn
+
+import bottleneck_opt as bo
+from bottleneck_opt.calibration_data import read_calibration
+from bottleneck_opt.inputs import read_inputs
+from bottleneck_opt.recovery.distilling import measure_scales
+from bottleneck_opt.recovery.recovering import teach
+from bottleneck_opt.registry import find_passes
+from bottleneck_opt.result import Result
+from bottleneck_opt.working_copy import undisturbed, working_copy
+from tests.benchmarks.accuracy.composing import Recipe, compose
+from tests.benchmarks.accuracy.problem import Problem
+from tests.benchmarks.accuracy.pruning import prune
+from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
+
+Method = Callable[[Problem, float], nn.Module]
+RECOVERED = "+recovery"
+BUILT_IN = tuple(each.name for each in find_passes(None))
+
+
+def _optimize(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> Result:
+    return bo.optimize(
+        problem.original,
+        problem.example,
+        calibration=problem.calibration,
+        budget=budget,
+        passes=passes,
+        seed=problem.draw,
+        progress=False,
+    )
+
+
+def _ours(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> nn.Module:
+    return _optimize(problem, budget, passes).model
+
+
+def _ours_recovered(problem: Problem, budget: float) -> nn.Module:
+    lesson = problem.task.teach(problem.training, problem.draw)
+    return bo.recover(
+        _optimize(problem, budget), lesson.inputs, teacher=problem.original, recovery=lesson.recovery,
+        calibration_limit=len(lesson.inputs), progress=False,
+    ).model  # fmt: skip
+
+
+def _recovered(method: Method, problem: Problem, budget: float) -> nn.Module:
+    """Somebody else's network with our recovery."""
+    model, lesson = method(problem, budget), problem.task.teach(problem.training, problem.draw)
+    with undisturbed():
+        teacher = working_copy(problem.original)
+        data = read_calibration(
+            lesson.inputs, read_inputs(problem.example), given=problem.example, limit=len(lesson.inputs),
+            seed=problem.draw, runs=lambda call: True, noise_examples=1,
+        )  # fmt: skip
+        teach(teacher, model, data, lesson.recovery, scales=measure_scales(teacher, data))
+    return model
+
+
+def _composed(recipe: Recipe) -> Method:
+    return lambda problem, budget: compose(problem, recipe, budget)
+
+
+def _pruned(importance: str, *, everywhere: bool) -> Method:
+    return lambda problem, budget: prune(problem, importance, budget, everywhere=everywhere)
+
+
+def _without(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in BUILT_IN if name not in names)
+
+
+ONE_SIDED = Recipe(passes=("reduce", "expand"), curvature=False, allocation=False, refit=False)
+
+OURS: Mapping[str, Method] = {"ours": _ours, f"ours{RECOVERED}": _ours_recovered}
+
+BASELINES: Mapping[str, Method] = {
+    "svd": _composed(Recipe(passes=(WeightSvd(),), allocation=False, refit=False)),
+    "tucker2": _composed(Recipe(passes=(WeightTucker(),), allocation=False, refit=False)),
+    "one-sided": _composed(ONE_SIDED),
+    "prune-magnitude": _pruned("magnitude", everywhere=False),
+    "prune-hessian": _pruned("hessian", everywhere=False),
+    "prune-magnitude-global": _pruned("magnitude", everywhere=True),
+    "prune-hessian-global": _pruned("hessian", everywhere=True),
+}
+
+ABLATIONS: Mapping[str, Method] = {
+    "composed": _composed(Recipe()),
+    "no curvature": _composed(Recipe(curvature=False)),
+    "no data": _composed(Recipe(data=False)),
+    "even ranks": _composed(Recipe(allocation=False)),
+    "no refit": _composed(Recipe(refit=False)),
+    "reduce and expand only": _composed(Recipe(passes=("reduce", "expand"))),
+    "no tucker": _composed(Recipe(passes=_without("tucker"))),
+    "no spatial": _composed(Recipe(passes=_without("spatial"))),
+    **({"no select": partial(_ours, passes=_without("select"))} if "select" in BUILT_IN else {}),
+    "svd, refitted": _composed(Recipe(passes=(WeightSvd(),), allocation=False)),
+    "tucker2, refitted": _composed(Recipe(passes=(WeightTucker(),), allocation=False)),
+    "one-sided, refitted": _composed(Recipe(passes=("reduce", "expand"), curvature=False, allocation=False)),
+}
+
+# What suits a machine best is found by measuring: ours with some of its forms only.
+FORMS: Mapping[str, Method] = {
+    f"ours: {', '.join(names)}": partial(_ours, passes=names)
+    for names in (("expand",), ("reduce", "expand"), ("spatial",), ("select",), ("select", "expand"))
+    if set(names) <= set(BUILT_IN)
+}
+
+METHODS: Mapping[str, Method] = {**OURS, **BASELINES, **ABLATIONS, **FORMS}
+
+
+def find_method(name: str) -> Method:
+    """The method of this name; ``NAME+recovery`` is any other method with our recovery."""
+    if name in METHODS:
+        return METHODS[name]
+    plain = name.removesuffix(RECOVERED)
+    if name == plain or plain not in METHODS:
+        raise KeyError(f"method {name!r}; expected one of {', '.join(METHODS)}, or one of them with {RECOVERED}")
+    return partial(_recovered, METHODS[plain])

@@ -10,10 +10,12 @@ import numpy as np
 from bottleneck_opt.budget import UNITS
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.joining import Joint, group_chains
+from bottleneck_opt.joining import Chain, Joint, group_chains
 from bottleneck_opt.knapsack import Choices, Floats, Integers, Selection, choose
 from bottleneck_opt.menus import Menu, Pick, list_menu, whole_cost
 from bottleneck_opt.proposing import Priced, Proposal
+from bottleneck_opt.shared_menus import list_shared_menu
+from bottleneck_opt.shared_options import Share, SharedOption
 
 _BISECTIONS = 24
 _RESOLUTION = 10**9
@@ -30,6 +32,7 @@ class Allocation:
         gap: The best possible choice loses at most this much less.
         met: Whether the cost is within the budget.
         kept: How many channels stay on each joined link where some are dropped, by the consumer's path.
+        shared: The bottlenecks that several layers read.
     """
 
     chosen: tuple[Priced | None, ...]
@@ -38,11 +41,12 @@ class Allocation:
     gap: float
     met: bool
     kept: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[SharedOption, ...] = ()
 
 
 def allocate(
     proposals: Sequence[Proposal], total: Cost, limits: Mapping[str, int], *, contract: bool, reason: str = "",
-    joints: Sequence[Joint] = (),
+    joints: Sequence[Joint] = (), shares: Sequence[Share] = (),
 ) -> Allocation:  # fmt: skip
     """The best choice within the limits.
 
@@ -57,11 +61,12 @@ def allocate(
         contract: Whether an unreachable limit is an error; otherwise the smallest plan is returned.
         reason: What keeps the rest of the model from being rewritten, for the error's message.
         joints: The links between proposals whose channels may be dropped.
+        shares: The bottlenecks that several proposals' layers can read; these layers must have no link.
 
     Raises:
         BudgetError: No choice is within the limits; the message names the smallest reachable ones.
     """
-    table = _Table(proposals, joints, total, tuple(limits))
+    table = _Table(proposals, group_chains(proposals, joints, shares), total, tuple(limits))
     if not _reachable(table, limits):
         if contract:
             raise _unreachable(table, total, limits, reason)
@@ -83,10 +88,10 @@ class _Table:
     """The menus of all chains; the entry that leaves everything as it is, is in each of them."""
 
     def __init__(
-        self, proposals: Sequence[Proposal], joints: Sequence[Joint], total: Cost, units: Sequence[str]
+        self, proposals: Sequence[Proposal], chains: Sequence[Chain], total: Cost, units: Sequence[str]
     ) -> None:  # fmt: skip
         self.proposals = proposals
-        self.menus = [list_menu(chain, units) for chain in group_chains(proposals, joints)]
+        self.menus = [list_shared_menu(chain, units) if chain.shares else list_menu(chain, units) for chain in chains]
         self.losses: list[Floats] = [menu.losses for menu in self.menus]
         self.rest = total - sum((whole_cost(menu.chain) for menu in self.menus), Cost())
 
@@ -137,7 +142,8 @@ def _result(indices: Sequence[int], table: _Table, limits: Mapping[str, int], *,
     cost = Cost(table.rest.macs + spent["macs"], table.rest.params + spent["params"], table.rest.other)
     met = all(getattr(cost, unit) <= limit for unit, limit in limits.items())
     options = tuple(chosen[proposal.site.path] for proposal in table.proposals)
-    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks))
+    shared = tuple(pick.shared for pick in picks if pick.shared is not None)
+    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks), shared)
 
 
 def _dropped(menus: Sequence[Menu], picks: Sequence[Pick]) -> dict[str, int]:

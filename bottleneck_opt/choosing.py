@@ -12,12 +12,15 @@ from bottleneck_opt.dropping import Dropped, drop_channels
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, propose_joints
 from bottleneck_opt.links import Links, find_links
-from bottleneck_opt.plan import Selection, Step
+from bottleneck_opt.plan import Selection, Sharing, Step
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step
+from bottleneck_opt.proposing_on_ranks import propose_on_ranks
 from bottleneck_opt.rehearsing_links import rehearse_links
-from bottleneck_opt.shared_proposing import propose_shared
-from bottleneck_opt.sites import AnyPass, ChannelPass, Pass
+from bottleneck_opt.rehearsing_sharing import rehearse_groups
+from bottleneck_opt.shared_options import Share, propose_shares
+from bottleneck_opt.sharing import Groups, find_groups
+from bottleneck_opt.sites import AnyPass, ChannelPass, Pass, SharingPass, Skip
 from bottleneck_opt.skipping import main_reasons
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
@@ -47,6 +50,19 @@ class Wish:
         """Those that drop channels between layers."""
         return tuple(each for each in self.passes if isinstance(each, ChannelPass))
 
+    @property
+    def sharing_passes(self) -> tuple[SharingPass, ...]:
+        """Those that put a bottleneck before several layers."""
+        return tuple(each for each in self.passes if isinstance(each, SharingPass))
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Where layers are not independent of each other: who makes channels for whom, and who reads the same ones."""
+
+    links: Links
+    groups: Groups
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -73,6 +89,27 @@ class Choice:
         """The plan's steps."""
         return tuple(make_step(proposal.site, priced) for proposal, priced in self.changed)
 
+    @property
+    def sharings(self) -> tuple[Sharing, ...]:
+        """The plan's shared bottlenecks."""
+        return tuple(option.describe() for option in self.allocation.shared)
+
+
+def find_ties(subject: Subject, passes: Sequence[AnyPass]) -> Ties:
+    """What the passes can use of both; a layer that may share a bottleneck keeps the channels it reads and makes."""
+    links, groups = find_droppable(subject, passes), find_shareable(subject, passes)
+    reason = "or the layer that makes them may share a bottleneck"
+    tied = [each.consumer for each in links.found if groups.members & {each.consumer, each.producer}]
+    return Ties(links.without(dict.fromkeys(tied, Skip(f"keeps its input channels: it {reason}"))), groups)
+
+
+def find_shareable(subject: Subject, passes: Sequence[AnyPass]) -> Groups:
+    """The layers before which a bottleneck can stand; none where no pass offers one."""
+    if not any(isinstance(each, SharingPass) for each in passes):
+        return Groups((), {})
+    groups = find_groups(subject.working, subject.traced, subject.candidates)
+    return rehearse_groups(subject.working, subject.example, subject.candidates, groups)
+
 
 def find_droppable(subject: Subject, passes: Sequence[AnyPass]) -> Links:
     """The links on which channels can be dropped; none where no pass drops any."""
@@ -83,7 +120,7 @@ def find_droppable(subject: Subject, passes: Sequence[AnyPass]) -> Links:
 
 
 def choose_options(
-    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages, ranks: Ranks = ALONE
+    subject: Subject, statistics: Statistics, ties: Ties, wish: Wish, stages: Stages, ranks: Ranks = ALONE
 ) -> Choice:
     """The least predicted change of the output within the limits.
 
@@ -93,28 +130,33 @@ def choose_options(
     Raises:
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
-    proposals, joints = _propose(subject, statistics, links, wish, stages, ranks)
+    proposals, joints, shares = _propose(subject, statistics, ties, wish, stages, ranks)
     total = subject.traced.cost
     with stages.stage("allocate"):
         reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
         first = allocate(
-            proposals, total, wish.limits, contract=wish.contract, reason=reason, joints=joints
+            proposals, total, wish.limits, contract=wish.contract, reason=reason, joints=joints, shares=shares
         )  # fmt: skip
     if not first.kept:
         return Choice(tuple(proposals), first, ())
     dropped = _drop(proposals, joints, first, total, wish, stages, ranks)
     with stages.stage("allocate again"):
-        second = allocate(dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason)
+        second = allocate(
+            dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
+        )  # fmt: skip
     return Choice(dropped.proposals, replace(second, loss=second.loss + dropped.loss), dropped.selections)
 
 
 def _propose(
-    subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages, ranks: Ranks
-) -> tuple[list[Proposal], list[Joint]]:
+    subject: Subject, statistics: Statistics, ties: Ties, wish: Wish, stages: Stages, ranks: Ranks
+) -> tuple[list[Proposal], list[Joint], list[Share]]:
     sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
-    with stages.stage("propose", total=len(sites) + len(links.found) * len(wish.channel_passes)) as advance:
-        proposals = propose_shared(sites, wish.site_passes, tuple(wish.limits), advance, ranks)
-        return propose_joints(proposals, links, wish.channel_passes, advance, ranks)
+    total = len(sites) + len(ties.links.found) * len(wish.channel_passes) + len(ties.groups.found)
+    with stages.stage("propose", total=total) as advance:
+        proposals = propose_on_ranks(sites, wish.site_passes, tuple(wish.limits), advance, ranks)
+        proposals, joints = propose_joints(proposals, ties.links, wish.channel_passes, advance, ranks)
+        proposals, shares = propose_shares(proposals, ties.groups, wish.sharing_passes, tuple(wish.limits), advance)
+        return proposals, joints, shares
 
 
 def _drop(
@@ -124,6 +166,6 @@ def _drop(
     ends = {path for j in joints if j.link.consumer in allocation.kept for path in (j.link.producer, j.link.consumer)}
     with stages.stage("narrow", total=len(ends)) as advance:
         ask = partial(
-            propose_shared, passes=wish.site_passes, units=tuple(wish.limits), advance=advance, ranks=ranks
+            propose_on_ranks, passes=wish.site_passes, units=tuple(wish.limits), advance=advance, ranks=ranks
         )  # fmt: skip
         return drop_channels(proposals, joints, allocation, total, ask)

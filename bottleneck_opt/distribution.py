@@ -161,11 +161,11 @@ class Elsewhere:
     rank: int
 
     def __call__(self) -> Any:
-        """Raise ValueError: :func:`run_shared` must be asked instead."""
+        """Raise ValueError: :func:`run_on_ranks` must be asked instead."""
         raise ValueError(f"this is rank {self.rank}'s work")
 
 
-def run_shared(works: Sequence[Callable[[], T]], ranks: Ranks, advance: Callable[[], None] = lambda: None) -> list[T]:
+def run_on_ranks(works: Sequence[Callable[[], T]], ranks: Ranks, advance: Callable[[], None] = lambda: None) -> list[T]:
     """Every work's result at all ranks, each done once, by the first rank at which it is not :class:`Elsewhere`.
 
     Args:

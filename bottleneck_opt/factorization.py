@@ -166,8 +166,17 @@ def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: i
         curvature: ``G (out, out)``, damped.
         most: The highest rank whose loss is wanted, None for all; the work grows with its third power.
     """
+    return fit_to_basis(weight, covariance, curvature, find_basis(weight, covariance, curvature, most=most))
+
+
+def fit_to_basis(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> ReduceFit:
+    """The same for first factors that are given.
+
+    Args:
+        weight, covariance, curvature: As for :func:`fit_reduce`.
+        projection: ``(rank, in)``; its leading rows are that of the lower ranks.
+    """
     out, offsets, width = weight.shape
-    projection = find_basis(weight, covariance, curvature, most=most)
     felt = weight.reshape(out, -1).T @ cholesky(curvature)
     crossed = covariance @ felt
     total = torch.einsum("wo,wo->", felt, crossed)
@@ -187,14 +196,29 @@ def find_basis(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: i
     and ``T`` the covariance between offsets; ``S`` is close to ``T kron C`` (Van Loan 2000). Which root R is taken
     makes no difference to the result.
     """
+    return find_common_basis(*weigh_channels(weight, covariance, curvature), most=most)
+
+
+def weigh_channels(weight: Tensor, covariance: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """How much the output feels each pair of input channels ``(in, in)``, and the channels' covariance ``(in, in)``.
+
+    Of several layers that read one tensor, both can be added up.
+
+    Args:
+        weight, covariance, curvature: As for :func:`fit_reduce`.
+    """
     out, offsets, width = weight.shape
     blocks = covariance.view(offsets, width, offsets, width)
     channel = torch.einsum("qiqj->ij", blocks) / offsets
     between = torch.einsum("piqi->pq", blocks) / width
-    root = cholesky(channel)
     felt = (curvature @ weight.reshape(out, -1)).view_as(weight)
     mixed = torch.einsum("pq,oqi->opi", between, felt)
-    inner = weight.reshape(-1, width).T @ mixed.reshape(-1, width)
+    return weight.reshape(-1, width).T @ mixed.reshape(-1, width), channel
+
+
+def find_common_basis(inner: Tensor, channel: Tensor, *, most: int | None = None) -> Tensor:
+    """First factors ``(rank, in)``, the most important row first, from what :func:`weigh_channels` gives."""
+    root = cholesky(channel)
     core = root.T @ ((inner + inner.T) / 2) @ root
     vectors = torch.linalg.eigh(core).eigenvectors.flip(1)[:, :most]
     basis: Tensor = torch.linalg.solve_triangular(root.T, vectors, upper=True).T.contiguous()

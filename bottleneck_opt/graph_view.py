@@ -12,7 +12,7 @@ from torch import nn
 
 from bottleneck_opt.errors import ModelError
 from bottleneck_opt.graph import Traced
-from bottleneck_opt.inputs import vary_inputs
+from bottleneck_opt.inputs import Inputs, vary_inputs
 from bottleneck_opt.layers import LayerSpec, build_layer
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.probing import describe_call, name_arguments
@@ -92,11 +92,28 @@ def to_graph_module(model: nn.Module, inputs: Any = None) -> torch.fx.GraphModul
     original = build_lazy_layers(unwrap_model(model), inputs)
     with undisturbed():
         working, example, _ = prepare_trace(original, inputs)
-        traced = trace_working(working, example)
+        return record_as_module(original, working, example)
+
+
+def record_as_module(
+    original: nn.Module, working: nn.Module, example: Inputs,
+    advice: str = "Use the model itself, and make its functions on parameters modules.",
+) -> torch.fx.GraphModule:  # fmt: skip
+    """The recorded run of a model's working copy over a copy of the model's own weights, functions made layers.
+
+    Args:
+        original: The model; it is neither run nor changed.
+        working: A copy that may be run freely.
+        example: The call to record.
+        advice: What to do where the graph is not the model.
+
+    Raises:
+        ModelError: The recorded graph does not give the model's outputs on a second input.
+    """
+    traced = trace_working(working, example)
     if not traced.replay.exact:
         raise ModelError(
-            f"{type(original).__name__}: its recorded graph cannot stand for it: {traced.replay.reason}. "
-            "Use the model itself, and make its functions on parameters modules."
+            f"{type(original).__name__}: its recorded graph cannot stand for it: {traced.replay.reason}. {advice}"
         )
     root = copy_model(original)
     graph = _copy_graph(traced.graph)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, run_shared
+from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, run_on_ranks
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.links import Link, Links
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.shared_options import Share
 from bottleneck_opt.sites import ChannelPass, Site, Skip, rank_steps
 
 
@@ -39,10 +40,17 @@ class Joint:
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers in a row, each the only reader of the one before it, and the links between them."""
+    """Layers that are chosen for together: in a row, each the only reader of the one before it, or side by side.
+
+    Attributes:
+        proposals: The layers' options.
+        joints: The links between layers in a row.
+        shares: The bottlenecks that some of the layers side by side can read; none of these has a link.
+    """
 
     proposals: tuple[Proposal, ...]
     joints: tuple[Joint, ...]
+    shares: tuple[Share, ...] = ()
 
 
 def propose_joints(
@@ -86,7 +94,7 @@ def _ask_all(
         partial(_ask, each, sites[link.consumer], link) if owner == ranks.rank else Elsewhere(owner)
         for (link, each), owner in zip(asked, ranks.deal(loads), strict=True)
     ]
-    answers = run_shared(works, ranks, advance)
+    answers = run_on_ranks(works, ranks, advance)
     return {(link.consumer, each.name): answer for (link, each), answer in zip(asked, answers, strict=True)}
 
 
@@ -130,8 +138,17 @@ def choose_counts(channels: int, most: int) -> tuple[int, ...]:
     return tuple(steps[round((number + 1) * stride) - 1] for number in range(min(most, len(steps))))
 
 
-def group_chains(proposals: Sequence[Proposal], joints: Sequence[Joint]) -> tuple[Chain, ...]:
-    """The proposals as chains, in the order of their first layers; a layer that is joined to none is one by itself."""
+def group_chains(
+    proposals: Sequence[Proposal], joints: Sequence[Joint], shares: Sequence[Share] = ()
+) -> tuple[Chain, ...]:
+    """The proposals as chains, in the order of their first layers; a layer that is joined to none is one by itself.
+
+    Args:
+        proposals: All layers.
+        joints: The links between some.
+        shares: The bottlenecks that some can read; these layers must have no link.
+    """
+    together = _group_shares(shares)
     before: Mapping[str, Joint] = {joint.link.consumer: joint for joint in joints}
     after: Mapping[str, Joint] = {joint.link.producer: joint for joint in joints}
     by_path = {proposal.site.path: proposal for proposal in proposals}
@@ -139,9 +156,24 @@ def group_chains(proposals: Sequence[Proposal], joints: Sequence[Joint]) -> tupl
     for proposal in proposals:
         if proposal.site.path in before:
             continue
+        if proposal.site.path in together:
+            beside = together[proposal.site.path]
+            paths = {path for share in beside for path in share.members}
+            group = tuple(each for each in proposals if each.site.path in paths)
+            if group[0] is proposal:
+                chains.append(Chain(group, (), beside))
+            continue
         members, links = [proposal], list[Joint]()
         while (joint := after.get(members[-1].site.path)) is not None:
             links.append(joint)
             members.append(by_path[joint.link.consumer])
         chains.append(Chain(tuple(members), tuple(links)))
     return tuple(chains)
+
+
+def _group_shares(shares: Sequence[Share]) -> dict[str, tuple[Share, ...]]:
+    """For each layer, all bottlenecks of its group: a layer reads one tensor, so the groups are apart."""
+    groups: dict[str, list[Share]] = {}
+    for share in shares:
+        groups.setdefault(share.path, []).append(share)
+    return {path: tuple(group) for group in groups.values() for share in group for path in share.members}

@@ -144,7 +144,7 @@ class _Search:
             return f"it is no plain {layer.kind}"
         if len(self.candidates.names[path]) > 1:
             return "it has several names"
-        return _find_hook(self.working.get_submodule(path))
+        return find_hook(self.working.get_submodule(path))
 
     def _find_obstacle(self, node: Node, reader: Node) -> str:
         """Why channels cannot be dropped across an operation, in words; empty when they can."""
@@ -164,7 +164,7 @@ class _Search:
         owners = [each for each in self.working.modules() if any(id(p) in values for p in each._parameters.values())]
         if len(owners) > 1:
             return f"{_name(node)} shares its parameters"
-        return _find_hook(module)
+        return find_hook(module)
 
     def _cost_of_channel(self, node: Node, channels: int) -> Cost:
         """What an operation costs for each channel; of its parameters, those with values a channel count."""
@@ -181,7 +181,8 @@ def _name(node: Node) -> str:
     return f"{node.operation} '{node.path}'" if node.kind == "module" else node.operation
 
 
-def _find_hook(module: nn.Module) -> str:
+def find_hook(module: nn.Module) -> str:
+    """Which hooks of a module may look at its channels, in words; empty when none do."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return f"{type(module).__name__} has a hook that may look at them" if any(hooks) else ""
 

@@ -20,6 +20,7 @@ from bottleneck_opt.joining import Chain, Joint
 from bottleneck_opt.knapsack import Choices, Floats, Integers, list_pareto
 from bottleneck_opt.narrowing import narrow_cost
 from bottleneck_opt.proposing import Priced, Proposal
+from bottleneck_opt.shared_options import SharedOption
 
 MOST_SUMS = 400
 MOST_OPTIONS = 64
@@ -33,10 +34,12 @@ class Pick:
     Attributes:
         options: For each layer of the chain its option, or None to leave it as it is.
         kept: For each link of the chain, how many channels are left.
+        shared: The bottleneck that some of the layers read, if any.
     """
 
     options: tuple[Priced | None, ...]
     kept: tuple[int, ...]
+    shared: SharedOption | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def list_menu(chain: Chain, units: Sequence[str]) -> Menu:
     """
     if not chain.joints:
         return _list_options(chain)
-    walks = [_walk(chain, weights) for weights in _weightings(chain, units)]
+    walks = [_walk(chain, weights) for weights in list_weightings(chain, units)]
     ends = [(walk, index) for walk in walks for index in range(len(walk.last.losses))]
     costs = {unit: np.concatenate([walk.last.costs[unit] for walk in walks]) for unit in UNITS}
     losses = np.concatenate([walk.last.losses for walk in walks])
@@ -94,14 +97,16 @@ def _list_options(chain: Chain) -> Menu:
     costs = [proposal.site.cost, *(priced.cost for priced in proposal.options)]
     losses = np.array([0.0, *(priced.option.predicted_loss for priced in proposal.options)])
     options = (None, *proposal.options)
-    return Menu(chain, _by_unit(costs), losses, True, lambda index: Pick((options[index],), ()))
+    return Menu(chain, by_unit(costs), losses, True, lambda index: Pick((options[index],), ()))
 
 
-def _by_unit(costs: Sequence[Cost]) -> dict[str, Integers]:
+def by_unit(costs: Sequence[Cost]) -> dict[str, Integers]:
+    """Costs as one array a unit."""
     return {unit: np.array([getattr(cost, unit) for cost in costs], dtype=np.int64) for unit in UNITS}
 
 
-def _weightings(chain: Chain, units: Sequence[str]) -> list[dict[str, float]]:
+def list_weightings(chain: Chain, units: Sequence[str]) -> list[dict[str, float]]:
+    """The sums of units to make Pareto lists for: one unit itself, of two several shares of each."""
     if len(units) == 1:
         return [{units[0]: 1.0}]
     whole = whole_cost(chain)
@@ -244,11 +249,11 @@ def _step(
         between = _between(joint, joint.counts[place])
         costs = {unit: cost + getattr(between, unit) for unit, cost in costs.items()}
         losses = losses + joint.losses[place]
-    key = _weigh(costs, weights)
+    key = weigh(costs, weights)
     front = list_pareto(Choices(key, losses))
     complete = len(front) <= MOST_SUMS
     if not complete:
-        front = _keep_best_in_bins(front, key)
+        front = keep_best_in_bins(front, key)
     entries, picked, sources = (
         np.concatenate([getattr(part, name) for part in parts])[front] for name in ("entries", "picked", "states")
     )
@@ -260,22 +265,22 @@ def _add(
 ) -> _Sums:  # fmt: skip
     """Every sum of a state with every option that pays between this state and the next."""
     costs = {unit: table.costs[unit][:, state, place] for unit in UNITS}
-    front = list_pareto(Choices(_weigh(costs, weights), table.losses))
+    front = list_pareto(Choices(weigh(costs, weights), table.losses))
     summed = {unit: (sums.costs[unit][:, None] + costs[unit][front][None, :]).ravel() for unit in UNITS}
     losses = (sums.losses[:, None] + table.losses[front][None, :]).ravel()
     entries = np.repeat(np.arange(len(sums.losses)), len(front))
     return _Sums(summed, losses, np.full(len(losses), state), entries, np.tile(front, len(sums.losses)))
 
 
-def _weigh(costs: Mapping[str, Integers], weights: Mapping[str, float]) -> Integers:
+def weigh(costs: Mapping[str, Integers], weights: Mapping[str, float]) -> Integers:
     """Exact for one unit; sums of two are rounded to whole multiply-adds."""
     weighed = np.asarray(sum(weight * costs[unit] for unit, weight in weights.items()))
     return np.asarray(np.rint(weighed), dtype=np.int64)
 
 
-def _keep_best_in_bins(front: Integers, key: Integers) -> Integers:
+def keep_best_in_bins(front: Integers, key: Integers, most: int = MOST_SUMS) -> Integers:
     """Of a Pareto list, cheapest first, the least lossy entry of every bin of costs."""
     low, high = key[front[0]], key[front[-1]]
-    bins = (key[front] - low) * MOST_SUMS // max(int(high - low), 1)
+    bins = (key[front] - low) * most // max(int(high - low), 1)
     last = np.flatnonzero(np.concatenate([bins[1:] != bins[:-1], [True]]))
     return front[last]

@@ -13,8 +13,8 @@ from torch import nn
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import measure_statistics, read_statistics
-from bottleneck_opt.choosing import Choice, Wish, choose_options, find_droppable
-from bottleneck_opt.distribution import ALONE, Ranks, run_shared
+from bottleneck_opt.choosing import Choice, Wish, choose_options, find_ties
+from bottleneck_opt.distribution import ALONE, Ranks, run_on_ranks
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
@@ -30,7 +30,7 @@ from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
-from bottleneck_opt.sites import AnyPass, Site, Weights
+from bottleneck_opt.sites import AnyPass, SharingPass, Site, Weights
 from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
@@ -79,7 +79,8 @@ def optimize(
         calibration: Unlabelled data: a Tensor (split along axis 0) or an iterable of batches. None uses noise.
         calibration_limit: Examples read at most; they are kept on the CPU.
         budget: How small: ``0.5``, ``"macs=0.5, params=0.4"`` or a :class:`Budget`. None aims at half the MACs.
-        passes: Names or pass objects; None uses the built-in ones.
+        passes: Names or pass objects; None uses the built-in ones that keep the model's class. With ``shared`` the
+            model's recorded graph is rewritten, and the result is a GraphModule.
         include, exclude: Glob patterns over module paths.
         evaluate: ``evaluate(model) -> float`` or one score a sample, higher is better; measured before and after.
         max_drop: Not in this version.
@@ -122,17 +123,17 @@ def optimize(
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
-            subject = prepare_subject(original, request)
+            subject = prepare_subject(original, request, as_graph=_needs_graph(chosen))
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
-            links = find_droppable(subject, chosen)
+            ties = find_ties(subject, chosen)
         if statistics is None:
             statistics = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
         else:
             statistics = read_statistics(statistics, subject)
         statistics = statistics if recipe.curvature else statistics.without_curvature()
         limits = wanted.limits(subject.traced.cost)
-        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract), stages, ranks)
+        choice = choose_options(subject, statistics, ties, Wish(chosen, limits, contract), stages, ranks)
         plan = _make_plan(subject, choice, wanted, chosen, seed)
         weights = _fill(choice, stages, ranks)
         joint = Joint(skipped=UNKNOWN_DATA)
@@ -181,6 +182,10 @@ def optimize(
     )
 
 
+def _needs_graph(passes: Sequence[AnyPass]) -> bool:
+    return any(isinstance(each, SharingPass) for each in passes)
+
+
 def _check_seed(seed: object) -> None:
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed: got {seed!r}; expected a whole number of at most 63 bits. Pass for instance seed=0.")
@@ -199,9 +204,8 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
 
 
 def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequence[AnyPass], seed: int) -> Plan:
-    kind = type(subject.original)
     return Plan(
-        model=f"{kind.__module__}.{kind.__qualname__}",
+        model=subject.name,
         budget=budget.describe(),
         passes=tuple(each.name for each in passes),
         seed=seed,
@@ -211,6 +215,8 @@ def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequenc
         optimality_gap=choice.allocation.gap,
         steps=choice.steps,
         selections=choice.selections,
+        sharings=choice.sharings,
+        arguments=subject.arguments,
     )
 
 
@@ -218,8 +224,9 @@ def _fill(choice: Choice, stages: Stages, ranks: Ranks) -> dict[str, Sequence[We
     """The chosen options' weights, by path; of a layer that only got narrower, its own."""
     fills = [partial(_own_weights, p.site) if priced is None else priced.option.fill for p, priced in choice.changed]
     with stages.stage("fit", total=len(fills)) as advance:
-        weights = run_shared(fills, ranks, advance)
-    return {p.site.path: each for (p, _), each in zip(choice.changed, weights, strict=True)}
+        weights = run_on_ranks(fills, ranks, advance)
+    found = {p.site.path: each for (p, _), each in zip(choice.changed, weights, strict=True)}
+    return found | {shared.path: [shared.fill()] for shared in choice.allocation.shared}
 
 
 def _own_weights(site: Site) -> Sequence[Weights]:

@@ -16,6 +16,7 @@ from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault
 FORMAT = 3
 READABLE = (1, 2, 3)  # 1 knew fewer kinds of layers, 2 no dropped channels; what they say means the same
 IN_PLACE = "select"  # the form of a layer that only got narrower
+SHARED = "shared"  # the form of a layer that reads a shared bottleneck
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Step:
         before, after: Cost over all calls of the layer.
         predicted_loss: Predicted squared change of the model's output, relative to the output's variance.
 
-    Where channels were dropped (:class:`Selection`), ``layers`` read or make fewer than ``original``.
+    Where channels were dropped (:class:`Selection`), ``layers`` read or make fewer than ``original``; where a
+    bottleneck is shared (:class:`Sharing`), they read as many as it makes.
     """
 
     path: str
@@ -52,7 +54,7 @@ class Step:
     @property
     def in_place(self) -> bool:
         """Whether one narrower layer of the same kind stands at the path itself."""
-        return self.form == IN_PLACE
+        return self.form in (IN_PLACE, SHARED)
 
     @property
     def layer_paths(self) -> tuple[str, ...]:
@@ -93,6 +95,46 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """A 1x1 that stands before several layers, which all read one tensor before and read what it makes now.
+
+    Attributes:
+        path: Where it is in the model, which is a GraphModule.
+        members: Paths of the layers; each has a step of its own, of form ``shared``.
+        rank: How many channels it makes.
+        full_rank: With how many nothing would be lost.
+        layer: The 1x1.
+        pass_name: The pass that proposed it.
+        cost: What it costs; the steps count the layers after it only.
+        predicted_loss: As for :class:`Step`; that of its members' steps added up.
+    """
+
+    path: str
+    members: tuple[str, ...]
+    rank: int
+    full_rank: int
+    layer: LayerSpec
+    pass_name: str
+    cost: Cost
+    predicted_loss: float
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor of the example call that a graph was recorded with.
+
+    Attributes:
+        name: The keyword it was given by; empty for a positional argument.
+        shape: Its shape.
+        dtype: Its type as torch spells it: ``float32``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """All steps, with the costs of the whole model before and after.
 
@@ -101,6 +143,8 @@ class Plan:
         budget: The budget in words, such as ``macs=0.5``.
         predicted_loss: The steps' and selections' predicted losses added up.
         optimality_gap: The chosen steps lose at most this much more than the best choice would.
+        arguments: The call that the model was recorded with, where it is this recording that was rewritten; empty where
+            the call is more than tensors. None where the result is a model of the original's class.
 
     Example:
         >>> plan = Plan(model="torch.nn.Sequential", budget="macs=0.5", passes=("reduce",), seed=0,
@@ -119,11 +163,18 @@ class Plan:
     optimality_gap: float
     steps: tuple[Step, ...]
     selections: tuple[Selection, ...] = ()
+    sharings: tuple[Sharing, ...] = ()
+    arguments: tuple[Argument, ...] | None = None
     format: int = FORMAT
 
     def kept_inputs(self, path: str) -> tuple[int, ...]:
         """The numbers of the input channels that a layer still reads; empty when it reads all."""
         return next((each.kept for each in self.selections if each.consumer == path), ())
+
+    def count_inputs(self, path: str) -> int:
+        """How many input channels a layer with dropped ones or a shared bottleneck reads; 0 when it reads all."""
+        shared = next((each.rank for each in self.sharings if path in each.members), 0)
+        return shared or len(self.kept_inputs(path))
 
     def kept_outputs(self, path: str) -> tuple[int, ...]:
         """The numbers of the output channels that a layer still makes; empty when it makes all."""
@@ -167,6 +218,7 @@ def _check_plan(plan: Plan) -> None:
         _check_chain(step, plan)
     for selection in plan.selections:
         _check_selection(selection, {step.path for step in plan.steps})
+    _check_sharings(plan)
 
 
 def _check_layers(step: Step) -> None:
@@ -186,7 +238,7 @@ def _check_layers(step: Step) -> None:
 def _check_chain(step: Step, plan: Plan) -> None:
     if not step.layers:
         raise FileError(f"the plan's step for '{step.path}' has no layers. Use the plan.json that result.save() wrote.")
-    first = len(plan.kept_inputs(step.path)) or step.original.in_channels
+    first = plan.count_inputs(step.path) or step.original.in_channels
     last = len(plan.kept_outputs(step.path)) or step.original.out_channels
     widths = [first, *(layer.out_channels for layer in step.layers)]
     inputs = [layer.in_channels for layer in step.layers]
@@ -207,5 +259,38 @@ def _check_selection(selection: Selection, paths: set[str]) -> None:
         )
 
 
-for _record in (Cost, LayerSpec, Step, Selection, Plan):
+def _check_sharings(plan: Plan) -> None:
+    """Every step of form ``shared`` is a member of one sharing, and each sharing's 1x1 can stand before its members."""
+    members = sorted(path for sharing in plan.sharings for path in sharing.members)
+    expected = sorted(step.path for step in plan.steps if step.form == SHARED)
+    paths = [sharing.path for sharing in plan.sharings]
+    faults = [f"'{each.path}': {fault}" for each in plan.sharings if (fault := _find_sharing_fault(each, plan))]
+    if members != expected:
+        faults.append(f"its members are {members}; expected the steps of form '{SHARED}', {expected}")
+    if len(set(paths)) < len(paths) or set(paths) & {step.path for step in plan.steps}:
+        faults.append(f"the paths {paths} are not all different")
+    if plan.sharings and plan.arguments is None:
+        faults.append("it does not say what call the model was recorded with")
+    if faults:
+        raise FileError(
+            f"the plan's shared bottlenecks do not fit: {faults[0]}. Use the plan.json that result.save() wrote."
+        )
+
+
+def _find_sharing_fault(sharing: Sharing, plan: Plan) -> str:
+    layer, widths = sharing.layer, {s.original.in_channels for s in plan.steps if s.path in sharing.members}
+    if not sharing.path.isidentifier():
+        return "is not the name of a module of the model itself"
+    if len(sharing.members) < 2:
+        return "has fewer than two members"
+    if fault := find_fault(layer):
+        return fault
+    if not layer.is_pointwise or layer.bias or layer.groups > 1:
+        return "is no 1x1 without bias and groups"
+    if layer.out_channels != sharing.rank or {layer.in_channels} != widths:
+        return f"its widths {layer.in_channels} -> {layer.out_channels} are not {sorted(widths)} -> {sharing.rank}"
+    return ""
+
+
+for _record in (Cost, LayerSpec, Step, Selection, Sharing, Argument, Plan):
     with_config(ConfigDict(extra="forbid"))(_record)

@@ -14,7 +14,7 @@ from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
 from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
-from bottleneck_opt.plan import IN_PLACE, Step
+from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 from bottleneck_opt.probing import Probe
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sites import Option, Pass, Site, Skip
@@ -155,7 +155,7 @@ def ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposa
         if isinstance(answer, Skip):
             skips.append((each.name, answer))
         elif answer is not None:
-            paying = [one for one in answer if _pays(one.cost, site.cost, units)]
+            paying = [one for one in answer if pays(one.cost, site.cost, units)]
             options.extend(paying)
             if not paying:
                 skips.append((each.name, _no_gain(each.name, site, units)))
@@ -228,8 +228,10 @@ def check_option(name: str, option: Option, site: Site) -> None:
     """Raise PassError when an option's layers cannot stand where the site's layer stands."""
     where = f"pass '{name}' on '{site.path}', ranks {option.ranks}"
     names = [layer.name for layer in option.layers]
-    if option.form == IN_PLACE:
-        raise PassError(f"{where}: got the form '{IN_PLACE}', which stands for dropped channels. Name it otherwise.")
+    if option.form in (IN_PLACE, SHARED):
+        raise PassError(
+            f"{where}: got the form '{option.form}', which stands for layers that only got narrower. Name it otherwise."
+        )
     if not names or not are_child_names(names):
         raise PassError(
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
@@ -276,7 +278,8 @@ def _check_sizes(where: str, layers: Sequence[LayerSpec], site: Site) -> None:
             )
 
 
-def _pays(cost: Cost, before: Cost, units: Sequence[str]) -> bool:
+def pays(cost: Cost, before: Cost, units: Sequence[str]) -> bool:
+    """Whether something costs no more than before in any of the units, and less in one."""
     gains: list[int] = [getattr(before, unit) - getattr(cost, unit) for unit in units]
     return min(gains) >= 0 and max(gains) > 0
 

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from bottleneck_opt.errors import PassError
-from bottleneck_opt.sites import AnyPass, ChannelPass, Pass
+from bottleneck_opt.sites import AnyPass, ChannelPass, Pass, SharingPass
 
 GROUP = "bottleneck_opt.passes"
 
@@ -29,8 +29,8 @@ def find_passes(chosen: Sequence[str | AnyPass] | None) -> tuple[AnyPass, ...]:
     """The passes to run.
 
     Args:
-        chosen: Names and pass objects; None stands for the built-in ones, so that installing a plugin changes no
-            result by itself.
+        chosen: Names and pass objects; None stands for the built-in ones that keep the model's class, so that
+            installing a plugin changes no result by itself.
 
     Raises:
         PassError: A name is unknown or given twice, an object is no pass, a plugin cannot be loaded, none is left.
@@ -40,7 +40,7 @@ def find_passes(chosen: Sequence[str | AnyPass] | None) -> tuple[AnyPass, ...]:
         ['reduce']
     """
     if chosen is None:
-        chosen = [name for name, entry in _entries().items() if _is_built_in(entry)]
+        chosen = [name for name, entry in _entries().items() if _is_built_in(entry) and _keeps_class(entry)]
     if isinstance(chosen, str):
         chosen = [name.strip() for name in chosen.split(",")]
     if not chosen:
@@ -82,6 +82,10 @@ def _is_built_in(entry: EntryPoint) -> bool:
     return entry.value.startswith("bottleneck_opt.")
 
 
+def _keeps_class(entry: EntryPoint) -> bool:
+    return not isinstance(_load(entry), SharingPass)
+
+
 def _load(entry: EntryPoint) -> AnyPass | str:
     """The pass, or why it cannot be loaded: a broken plugin must not break the tool."""
     try:
@@ -95,10 +99,11 @@ def _load(entry: EntryPoint) -> AnyPass | str:
 def _check(candidate: Any, origin: str) -> AnyPass:
     if isinstance(candidate, type):
         raise PassError(f"{origin} is a class; expected a pass object. Write {candidate.__name__}() with its options.")
-    if not isinstance(candidate, Pass | ChannelPass) or not isinstance(candidate.name, str):
+    if not isinstance(candidate, Pass | ChannelPass | SharingPass) or not isinstance(candidate.name, str):
         raise PassError(
             f"{origin} is a {type(candidate).__name__} without a name or a propose method; expected a pass. "
-            "Give it both: name = '...' and propose(site), or eliminate(site) and counts to drop channels."
+            "Give it both: name = '...' and propose(site), or eliminate(site) and counts to drop channels, or "
+            "share(sites, most) and subsets to share a bottleneck."
         )
     return candidate
 

@@ -7,8 +7,9 @@ them in a way that was not recorded, shows here, before anything is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Skip, Weights
 from bottleneck_opt.working_copy import copy_model, run_on_example
 
+T = TypeVar("T")
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
@@ -42,7 +44,7 @@ def rehearse_links(working: nn.Module, inputs: Inputs, candidates: Candidates, l
         fault = stage.find_fault(tried)
         if not fault:
             break
-        link, fault = stage.narrow_down(tried, fault)
+        link, fault = find_culprit(tried, stage.find_fault, fault)
         refused[link.consumer] = Skip(f"keeps its input channels: when some are dropped, {fault}")
     return links.without(refused)
 
@@ -65,17 +67,8 @@ class _Stage:
             return f"the model fails: {error.__cause__!r}"
         if [each.shape for each in expected] != [each.shape for each in got]:
             return "the model's output has another shape"
-        same = all(_are_close(one, other) for one, other in zip(expected, got, strict=True))
+        same = all(are_close(one, other) for one, other in zip(expected, got, strict=True))
         return "" if same else "the model's output is not what it is without reading them"
-
-    def narrow_down(self, links: Sequence[Link], fault: str) -> tuple[Link, str]:
-        """The last of the shortest run of first links that is at fault, by halving, with the fault."""
-        good, bad = 0, len(links)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            answer = self.find_fault(links[:middle])
-            good, bad, fault = (good, middle, answer) if answer else (middle, bad, fault)
-        return links[bad - 1], fault
 
     def _run(self, model: nn.Module) -> tuple[Tensor, ...]:
         torch.manual_seed(0)
@@ -128,7 +121,24 @@ def _kept(link: Link) -> tuple[int, ...]:
     return tuple(range(0, link.channels, 2))
 
 
-def _are_close(before: Tensor, after: Tensor) -> bool:
+def find_culprit(tried: Sequence[T], find_fault: Callable[[Sequence[T]], str], fault: str) -> tuple[T, str]:
+    """The last of the shortest run of first changes that is at fault, by halving, with the fault.
+
+    Args:
+        tried: Changes that are at fault together.
+        find_fault: What happens when some of them are made, in words; empty when nothing does.
+        fault: What happens when all are.
+    """
+    good, bad = 0, len(tried)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        answer = find_fault(tried[:middle])
+        good, bad, fault = (good, middle, answer) if answer else (middle, bad, fault)
+    return tried[bad - 1], fault
+
+
+def are_close(before: Tensor, after: Tensor) -> bool:
+    """Whether two outputs are the same up to the rounding of their precision."""
     a, b = (torch.view_as_real(each.resolve_conj()) if each.is_complex() else each for each in (before, after))
     a, b = a.double().nan_to_num(), b.double().nan_to_num()
     tolerance = _TOLERANCE.get(before.dtype, 1e-3)

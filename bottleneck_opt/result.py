@@ -25,7 +25,8 @@ class Result(Outcome):
     """The rewritten model with everything that is known about it.
 
     Attributes:
-        model: A copy of the caller's model, of the same class, with the chosen layers replaced.
+        model: A copy of the caller's model, of the same class, with the chosen layers replaced. With the pass
+            ``shared`` a ``torch.fx.GraphModule`` of its recorded run, for the recorded shapes.
         graph_module: The same parameters behind a ``torch.fx.GraphModule``, for the recorded shapes; None where the
             recorded graph does not reproduce the model, with the reason in ``notes``.
     """

@@ -19,7 +19,7 @@ from bottleneck_opt.errors import RewriteError
 from bottleneck_opt.factored import Factored
 from bottleneck_opt.kernels import to_module
 from bottleneck_opt.layers import LayerSpec, build_layer, class_name, describe_layer
-from bottleneck_opt.plan import Plan, Selection, Step
+from bottleneck_opt.plan import Plan, Selection, Sharing, Step
 from bottleneck_opt.probing import rebuild_kept
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.working_copy import copy_model
@@ -39,8 +39,8 @@ def rewrite_model(model: nn.Module, plan: Plan, weights: Mapping[str, Sequence[W
 
     Args:
         model: Any module; it is not changed.
-        plan: What to replace.
-        weights: For each step's path, values for its layers in order.
+        plan: What to replace. With shared bottlenecks, the model must be a GraphModule.
+        weights: For each step's path, values for its layers in order; for each shared bottleneck's, those of its 1x1.
 
     Raises:
         RewriteError: A layer of the plan is missing or different in this model.
@@ -52,19 +52,21 @@ def rewrite_model(model: nn.Module, plan: Plan, weights: Mapping[str, Sequence[W
     for selection in plan.selections:
         for path in selection.between:
             drop_channels(copied.get_submodule(path), selection)
+    for sharing in plan.sharings:
+        assert isinstance(copied, torch.fx.GraphModule)  # the check saw to it
+        _share_bottleneck(copied, sharing, weights[sharing.path][0])
     return copied
 
 
 def rewrite_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """The same as :func:`rewrite_model` with zeros for all new weights, to be filled from a file."""
-    zeros = {
-        step.path: [
-            Weights(torch.zeros(spec.weight_shape, device="cpu"), torch.zeros(spec.out_channels, device="cpu"))
-            for spec in step.layers
-        ]
-        for step in plan.steps
-    }
+    zeros = {step.path: [_make_zeros(spec) for spec in step.layers] for step in plan.steps}
+    zeros |= {sharing.path: [_make_zeros(sharing.layer)] for sharing in plan.sharings}
     return rewrite_model(model, plan, zeros)
+
+
+def _make_zeros(spec: LayerSpec) -> Weights:
+    return Weights(torch.zeros(spec.weight_shape, device="cpu"), torch.zeros(spec.out_channels, device="cpu"))
 
 
 def check_plan_fits(model: nn.Module, plan: Plan) -> None:
@@ -73,6 +75,8 @@ def check_plan_fits(model: nn.Module, plan: Plan) -> None:
     for step in plan.steps:
         for name in step.names:
             _check_layer(modules.get(name), name, step)
+    for sharing in plan.sharings:
+        _check_readers(model, sharing)
 
 
 def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
@@ -95,6 +99,18 @@ def _check_layer(module: nn.Module | None, name: str, step: Step) -> None:
         differing = [each for each in names if getattr(found, each) != getattr(wanted, each)]
         got, expected = (", ".join(f"{each}={getattr(spec, each)}" for each in differing) for spec in (found, wanted))
         raise RewriteError(f"the plan rewrites '{name}': got {got}; expected {expected}. {advice}")
+
+
+def _check_readers(model: nn.Module, sharing: Sharing) -> None:
+    where = f"the plan puts '{sharing.path}' before {', '.join(sharing.members)}"
+    advice = "Pass the model that the plan was made for, recorded by bo.to_graph_module(model, inputs)."
+    if not isinstance(model, torch.fx.GraphModule):
+        raise RewriteError(f"{where}: got {type(model).__name__}; expected a GraphModule. {advice}")
+    if hasattr(model, sharing.path):
+        raise RewriteError(f"{where}: the model has a '{sharing.path}' already. {advice}")
+    calls = find_calls(model.graph, sharing.members)
+    if len(calls) != len(sharing.members) or len({read_source(call) for call in calls}) != 1:
+        raise RewriteError(f"{where}: these do not read one tensor once each in this model. {advice}")
 
 
 def replace_layer(model: nn.Module, step: Step, weights: Sequence[Weights]) -> None:
@@ -219,8 +235,43 @@ def rewrite_graph(graph: torch.fx.Graph, plan: Plan) -> torch.fx.Graph:
         step = None if step is None or step.in_place else step
         copied = made.node_copy(node, values.__getitem__)
         values[node] = copied if step is None else _chain(made, copied, step)
+    for sharing in plan.sharings:
+        _insert_bottleneck(made, sharing)
     made.lint()
     return made
+
+
+def find_calls(graph: torch.fx.Graph, paths: Sequence[str]) -> list[torch.fx.Node]:
+    """The calls of some modules, in the order they run."""
+    return [node for node in graph.nodes if node.op == "call_module" and node.target in paths]
+
+
+def read_source(call: torch.fx.Node) -> object:
+    """What a call of a layer reads."""
+    return call.args[0] if call.args else call.kwargs["input"]
+
+
+def _share_bottleneck(model: torch.fx.GraphModule, sharing: Sharing, weights: Weights) -> None:
+    """Put the 1x1 into the model and between its members and what they read. ``model`` must be a copy."""
+    _check_shapes(sharing.layer, weights)
+    member = model.get_submodule(sharing.members[0])
+    layer = _build_filled(member, sharing.layer, weights, next(member.parameters()))
+    model.add_module(sharing.path, layer.train(member.training))
+    _insert_bottleneck(model.graph, sharing)
+    model.graph.lint()
+    model.recompile()
+
+
+def _insert_bottleneck(graph: torch.fx.Graph, sharing: Sharing) -> None:
+    """Call the 1x1 before the first of its members, and let all of them read what it makes. ``graph`` is changed."""
+    calls = find_calls(graph, sharing.members)
+    source = read_source(calls[0])
+    assert isinstance(source, torch.fx.Node)
+    with graph.inserting_before(calls[0]):
+        made = graph.call_module(sharing.path, (source,))
+    made.meta = {**calls[0].meta, "path": sharing.path}
+    for call in calls:
+        call.replace_input_with(source, made)
 
 
 def _chain(graph: torch.fx.Graph, call: torch.fx.Node, step: Step) -> torch.fx.Node:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
 from bottleneck_opt.errors import FileError, RewriteError
 from bottleneck_opt.files import as_path, folder_written_whole, read_bytes
+from bottleneck_opt.graph_view import to_graph_module
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.plan import Plan
+from bottleneck_opt.recorded_call import make_call
 from bottleneck_opt.report import render_html, report_json
 from bottleneck_opt.rewriting import choose_layout, is_channels_last, rewrite_structure
 from bottleneck_opt.working_copy import unwrap_model
@@ -134,25 +137,32 @@ def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
+def load(folder: str | Path, model: nn.Module, inputs: Any = None) -> nn.Module:
     """The saved model: structure from plan.json, weights from model.safetensors, checked against each other.
 
     Args:
         folder: What ``result.save()`` wrote; only plan.json and model.safetensors are read.
         model: A fresh instance of the model that was optimised, with any weights. It is not changed.
+        inputs: Only for a result that is a GraphModule: one example call to record the model with. None makes one of
+            the shapes in the plan.
 
     Returns:
-        A model of the same class that gives the saved model's outputs bit for bit, in ``model``'s train or eval mode.
+        A model of the same class (a GraphModule where the result was one) that gives the saved model's outputs bit for
+        bit, in ``model``'s train or eval mode.
 
     Raises:
         FileError: A file is missing, truncated, changed, or not of this format.
         RewriteError: The plan or the weights do not fit this model.
+        ModelError, InputError: The model cannot be recorded as a graph, where the result was one.
     """
     source = as_path(folder, "load")
     plan_text = _decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
     plan = Plan.from_json(plan_text)
     state, seal = _load_weights(source / WEIGHTS, plan_text)
-    built = rewrite_structure(unwrap_model(model), plan)
+    original = unwrap_model(model)
+    if plan.arguments is not None:
+        original = to_graph_module(original, make_call(plan) if inputs is None else inputs)
+    built = rewrite_structure(original, plan)
     _check_state(built, state)
     built.load_state_dict(state, strict=True)
     _lay_out(built, seal.channels_last)

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bottleneck_opt.common_factor import CommonBasis, Consumer
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink_in_place
 from bottleneck_opt.graph import Cost
@@ -88,6 +89,10 @@ class Site:
     def forget(self) -> None:
         """Let go of what was computed for the passes; asked for again, it is computed again."""
         self.__dict__.pop("reduced", None)
+
+    def as_consumer(self) -> Consumer:
+        """Weight, covariance and curvature as :mod:`bottleneck_opt.common_factor` asks for them; without groups."""
+        return lambda: (self.offset_weight, self.covariance(), self.curvature())
 
     def split(self) -> tuple[Site, ...]:
         """One site for each group, with that group's part of weight and statistics; itself without groups."""
@@ -214,7 +219,26 @@ class ChannelPass(Protocol):
         """The order in which a site needs its input channels, with losses; a Skip when they all have to stay."""
 
 
-AnyPass = Pass | ChannelPass
+@runtime_checkable
+class SharingPass(Protocol):
+    """A rule that puts one 1x1 before several layers that read one tensor: a frozen dataclass, fields are options.
+
+    It adds a node between modules, so the result is a GraphModule; it is never among the passes used by default.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short lower-case name, unique among passes."""
+
+    @property
+    def subsets(self) -> int:
+        """Of at most this many readers every subset is tried too."""
+
+    def share(self, sites: Sequence[Site], most: int) -> CommonBasis | Skip | None:
+        """A first factor for all sites, none of which has groups, at every rank up to ``most``; or a Skip."""
+
+
+AnyPass = Pass | ChannelPass | SharingPass
 
 
 def rank_steps(full: int) -> tuple[int, ...]:

@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
+from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, place_batch, read_calibration
 from bottleneck_opt.eligibility import Candidates, find_candidates
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
+from bottleneck_opt.graph_view import record_as_module
 from bottleneck_opt.inputs import Inputs, batch_size
+from bottleneck_opt.layers import class_name
+from bottleneck_opt.plan import Argument
+from bottleneck_opt.recorded_call import describe_arguments
 from bottleneck_opt.rehearsing import rehearse
 from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, runs_on, trace_working
 from bottleneck_opt.working_copy import copy_to_device
+
+_NO_GRAPH = (
+    "A shared bottleneck stands between modules and needs this graph: leave 'shared' out of passes=, which keeps the "
+    "model as it is."
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +43,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under work: the caller's own (never run), the copy that is, its recording and its data."""
+    """The model under work: the caller's own (never run), the copy that is, its recording and its data.
 
+    Attributes:
+        name: Qualified class name of the caller's model.
+        original: The caller's model, or its recorded graph over a copy of its weights.
+        arguments: The call that this graph was recorded with; None where ``original`` is the caller's model.
+    """
+
+    name: str
     original: nn.Module
     working: nn.Module
     traced: Traced
     data: CalibrationData
     candidates: Candidates
     notes: tuple[str, ...]
+    arguments: tuple[Argument, ...] | None = None
 
     @property
     def example(self) -> Inputs:
@@ -48,15 +66,26 @@ class Subject:
         return self.traced.inputs
 
 
-def prepare_subject(original: nn.Module, request: Request) -> Subject:
+def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = False) -> Subject:
     """Copy, record and read the data.
+
+    Args:
+        original: The caller's model.
+        request: What the caller asked for.
+        as_graph: Work on the model's recorded graph instead of the model.
 
     Raises:
         ModelError, InputError, PatternError: What was asked for cannot be used.
     """
+    name = class_name(original)
     original = build_lazy_layers(original, request.inputs)
     working = copy_to_device(original, request.device)
     example, notes = choose_inputs(working, request.inputs)
+    whole = working
+    if as_graph:
+        recorded = record_as_module(original, working, example, _NO_GRAPH)
+        notes = (*notes, *_tell_about_graph(original, recorded, example))
+        original, working = recorded, copy_to_device(recorded, request.device)
     traced = trace_working(working, example)
     data = read_calibration(
         request.calibration,
@@ -67,9 +96,43 @@ def prepare_subject(original: nn.Module, request: Request) -> Subject:
         runs=lambda call: runs_on(working, call),
         noise_examples=choose_noise_examples(traced.cost.macs / max(1, batch_size(example)), _count_positions(example)),
     )
+    if as_graph:
+        _check_batches(whole, working, data, example)
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     refused = rehearse(working, example, candidates)
-    return Subject(original, working, traced, data, candidates.without(refused), notes)
+    arguments = describe_arguments(example) if as_graph else None
+    return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments)
+
+
+def _check_batches(whole: nn.Module, recorded: nn.Module, data: CalibrationData, example: Inputs) -> None:
+    """Raise InputError when the model runs on the data and its recording, which may hold the example's sizes, does not.
+
+    Args:
+        whole: The model's working copy.
+        recorded: Its recording.
+        data: What both must run on.
+        example: The call that was recorded.
+    """
+    like = next(recorded.parameters(), torch.zeros((), device="cpu"))
+    batch = place_batch(data.batches[0], device=like.device, dtype=like.dtype)
+    if not runs_on(recorded, batch) and runs_on(whole, batch):
+        raise InputError(
+            f"inputs: the graph recorded with {example.describe()} holds its sizes and fails on the calibration's "
+            f"batches, {batch.describe()}; expected the same sizes. Pass a batch of the calibration data as inputs=."
+        )
+
+
+def _tell_about_graph(original: nn.Module, recorded: nn.Module, example: Inputs) -> list[str]:
+    """What a careful user should know about a graph in the place of the model."""
+    notes = [
+        f"result.model is a torch.fx.GraphModule, not a {type(original).__name__}: a shared bottleneck stands between "
+        f"modules. It was recorded with {example.describe()} in eval mode and holds for inputs of these shapes; for "
+        "others compare it with the model first"
+    ]
+    whole, used = (sum(each.numel() for each in model.parameters()) for model in (original, recorded))
+    if used < whole:
+        notes.append(f"the recorded run uses {used:,} of the model's {whole:,} parameters: the others are not in it")
+    return notes
 
 
 def _count_positions(example: Inputs) -> int:

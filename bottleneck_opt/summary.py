@@ -24,7 +24,7 @@ from bottleneck_opt.working_copy import model_device
 
 def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
     """What was checked and held."""
-    layers = sum(len(step.layers) for step in plan.steps)
+    layers = sum(len(step.layers) for step in plan.steps) + len(plan.sharings)
     checks = ["outputs have the same shapes and are finite"]
     if layers:
         checks.append(f"all {layers} new layers were called as often as the layers they replace")

@@ -117,18 +117,19 @@ def check_calls(after: nn.Module, plan: Plan, expected: dict[str, int], run: Cal
     def count(path: str) -> Callable[..., None]:
         return lambda *_: calls.update([path])
 
-    new = [(step, path) for step in plan.steps for path in step.layer_paths]
+    new = [(step.path, path) for step in plan.steps for path in step.layer_paths]
+    new += [(sharing.members[0], sharing.path) for sharing in plan.sharings]
     handles = [after.get_submodule(path).register_forward_hook(count(path)) for _, path in new]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    for step, path in new:
-        if calls[path] != expected[step.path]:
+    for old, path in new:
+        if calls[path] != expected[old]:
             raise RewriteError(
-                f"'{path}' was called {calls[path]} times, its layer {expected[step.path]} times: the model reaches "
-                f"'{step.path}' by a reference outside the module tree, or acts on its type. Use exclude='{step.path}'."
+                f"'{path}' was called {calls[path]} times, its layer {expected[old]} times: the model reaches "
+                f"'{old}' by a reference outside the module tree, or acts on its type. Use exclude='{old}'."
             )
 
 

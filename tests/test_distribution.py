@@ -15,7 +15,7 @@ from torch import nn
 from torch._C._distributed_c10d import TCPStore
 
 from bottleneck_opt import RanksError
-from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, joined_ranks, run_shared
+from bottleneck_opt.distribution import ALONE, Elsewhere, Ranks, joined_ranks, run_on_ranks
 
 ROOT = Path(__file__).parents[1]
 NETS = """
@@ -131,7 +131,7 @@ def test_alone_everything_stays_where_it_is() -> None:
     ALONE.check_agreement("anything", object())
     assert ALONE.run_alone(lambda: 5) == 5
     assert ALONE.collect(1) == ALONE.gather(1, to=0) == [1]
-    assert run_shared([lambda: 1, lambda: 2], ALONE) == [1, 2]
+    assert run_on_ranks([lambda: 1, lambda: 2], ALONE) == [1, 2]
 
 
 def test_the_heaviest_items_are_dealt_first() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from bottleneck_opt.allocation import allocate
 from bottleneck_opt.calibration import Sampling, collect_statistics
-from bottleneck_opt.choosing import find_droppable
+from bottleneck_opt.choosing import find_droppable, find_shareable
 from bottleneck_opt.costs import price_layers
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, choose_counts, group_chains, propose_joints
@@ -20,9 +20,11 @@ from bottleneck_opt.narrowing import narrow_site
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.passes.select import Select
+from bottleneck_opt.passes.shared import Shared
 from bottleneck_opt.proposing import Priced, Proposal, make_sites, propose
+from bottleneck_opt.shared_options import Share, propose_shares
 from bottleneck_opt.subject import Request, prepare_subject
-from tests.networks import conv, noise, seeded
+from tests.networks import Computes, conv, noise, seeded
 
 
 def offer(counts: int = 3) -> tuple[list[Proposal], list[Joint], Cost]:
@@ -120,3 +122,61 @@ def test_a_narrower_site_costs_and_loses_what_it_says() -> None:
 def test_counts_are_spread_evenly_and_end_with_all() -> None:
     assert choose_counts(6, 100) == (1, 2, 3, 4, 5, 6)
     assert choose_counts(128, 4) == (32, 64, 96, 128)
+
+
+def offer_shared() -> tuple[list[Proposal], list[Share], Cost]:
+    """Three layers that read one tensor, few options each, and bottlenecks for all of them and for every two."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(net.get_submodule("stem")(x))
+        return torch.cat([net.get_submodule(name)(x) for name in "abc"], 1)
+
+    net = seeded(lambda: Computes(forward, stem=conv(2, 6), a=conv(6, 4, 1), b=conv(6, 5), c=conv(6, 4)))
+    request = Request(noise(8, 2, 6, 6), noise(8, 2, 6, 6), 8, None, 0, None, None)
+    subject = prepare_subject(net, request, as_graph=True)
+    statistics = collect_statistics(subject.working, subject.candidates.layers, subject.data, Sampling(8, 2, 0))
+    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
+    passes = (Shared(),)
+    proposals = propose(sites, (Reduce(), Expand()), ("macs",))
+    groups = find_shareable(subject, passes)
+    proposals, shares = propose_shares(proposals, groups, passes, ("macs",))
+    return proposals, shares, subject.traced.cost
+
+
+def try_everything_shared(proposals: Sequence[Proposal], shares: Sequence[Share], room: int) -> float:
+    """The least loss within the room, over all options of all layers and all bottlenecks."""
+    best = float("inf")
+    for offer in (None, *(offer for share in shares for offer in share.offers)):
+        behind = () if offer is None else offer.members
+        lists = [
+            [
+                (
+                    p.site.cost.macs if o is None else o.cost.macs,
+                    0.0 if o is None else o.option.predicted_loss,
+                )
+                for o in (None, *p.options)
+            ]
+            for p in proposals
+            if p.site.path not in behind
+        ]
+        lists += [] if offer is None else [[(offer.whole_cost.macs, offer.loss)]]
+        for picked in itertools.product(*lists):
+            if sum(cost for cost, _ in picked) <= room:
+                best = min(best, sum(loss for _, loss in picked))
+    return best
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.6, 0.4, 0.25])
+def test_the_choice_for_layers_that_read_one_tensor_is_the_best_of_all(ratio: float) -> None:
+    proposals, shares, total = offer_shared()
+    assert sorted(len(share.members) for share in shares) == [2, 2, 2, 3]
+    limit = int(ratio * total.macs)
+    found = allocate(proposals, total, {"macs": limit}, contract=True, shares=shares)
+    assert found.cost.macs <= limit
+    assert found.loss == pytest.approx(try_everything_shared(proposals, shares, limit), rel=1e-9)
+
+
+def test_two_budgets_hold_at_once_with_shared_bottlenecks() -> None:
+    proposals, shares, total = offer_shared()
+    limits = {"macs": total.macs // 2, "params": total.params // 2}
+    assert allocate(proposals, total, limits, contract=True, shares=shares).met

@@ -11,6 +11,7 @@ from bottleneck_opt import registry
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.passes.select import Select
 from bottleneck_opt.passes.spatial import Spatial
 from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.registry import find_passes, list_passes
@@ -56,7 +57,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_passes_come_from_the_entry_points() -> None:
-    assert [type(each) for each in find_passes(None)] == [Expand, Reduce, Spatial, Tucker]
+    assert [type(each) for each in find_passes(None)] == [Expand, Reduce, Select, Spatial, Tucker]
 
 
 def test_names_and_objects_may_be_mixed_and_keep_their_order() -> None:
@@ -69,7 +70,8 @@ def test_names_and_objects_may_be_mixed_and_keep_their_order() -> None:
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
     with pytest.raises(
         PassError,
-        match=r"^passes: got 'redcue'; expected one of expand, reduce, spatial, tucker\. Did you mean 'reduce'\?",
+        match=r"^passes: got 'redcue'; expected one of expand, reduce, select, shared, spatial, tucker\. "
+        r"Did you mean 'reduce'\?",
     ):
         find_passes(["redcue"])
     with pytest.raises(PassError, match=r"got 'zzzz'; expected one of .*tucker\. Install the plugin"):

@@ -9,7 +9,7 @@ from enum import Enum
 from bottleneck_opt.diagrams.units import Unit, group_units
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.outcome import Skipped
-from bottleneck_opt.plan import Step
+from bottleneck_opt.plan import Sharing, Step
 
 
 class Change(Enum):
@@ -34,6 +34,7 @@ class Part:
         change: What happened to it.
         step: The step that removed or added it, if one did.
         skipped: Why it was left alone, if that is known.
+        sharing: The bottleneck that it is, if it is one that several layers read.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Part:
     change: Change = Change.SAME
     step: Step | None = None
     skipped: Skipped | None = None
+    sharing: Sharing | None = None
 
     @property
     def path(self) -> str:
@@ -51,6 +53,8 @@ class Part:
     def inserted(self) -> bool:
         """Whether it is a bottleneck put beside what is left of the layer: a 1x1 that was not there before."""
         layer = self.unit.head.layer
+        if self.sharing is not None:
+            return True
         if self.change is not Change.ADDED or self.step is None or layer is None or layer.offsets > 1:
             return False
         return self.step.original.offsets > 1 or layer.name != self.step.layers[-1].name

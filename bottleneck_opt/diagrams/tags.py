@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from bottleneck_opt.diagrams.layout import Box
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, loss_text, macs_text
-from bottleneck_opt.plan import Step
+from bottleneck_opt.plan import SHARED, Step
 
 _SIGNS = {Change.REMOVED: "- REMOVED", Change.ADDED: "+ NEW", Change.REPLACED: "-/+ REPLACED"}
 
@@ -19,7 +19,7 @@ def change_tag(box: Box) -> str:
     steps = steps_of(box)
     if box.region is not None:
         return f"{_region_sign(box, len(steps) // box.copies)}{times_tag(box)} | {_loss(steps)}"
-    return " | ".join([_SIGNS[box.change] + times_tag(box), *(_words(box, steps) if steps else [])])
+    return " | ".join([_SIGNS[box.change] + times_tag(box), *(_words(box, steps) if steps else _sharing_words(box))])
 
 
 def _region_sign(box: Box, count: int) -> str:
@@ -47,12 +47,23 @@ def _step_line(step: Step, region: str) -> str:
     return f"{elide_middle(ascii_text(name))}: {step.original.label}, {step.form}, {_rank([step])}, {cost}"
 
 
+def _sharing_words(box: Box) -> list[str]:
+    """Rank and number of readers of a bottleneck that several layers share."""
+    shared = [part.sharing for part in box.parts if part.sharing is not None]
+    if not shared:
+        return []
+    ranks, full = rank_range([(s.rank,) for s in shared]), rank_range([(s.full_rank,) for s in shared])
+    return [f"rank {ranks} of {full}", f"for {range_text(str(len(s.members)) for s in shared)} layers"]
+
+
 def _words(box: Box, steps: Sequence[Step]) -> list[str]:
     """Savings on what went; rank on the first of the layers put in, predicted loss on the last."""
     if box.change is Change.REMOVED:
         return _savings(steps)
     if box.change is Change.REPLACED:
         return [_rank(steps), _loss(steps)]
+    if steps[0].form == SHARED:
+        return [_loss(steps)]
     last = box.first.path.rpartition(".")[2] == steps[0].layers[-1].name
     return [_loss(steps)] if last and len(steps[0].layers) > 1 else [_rank(steps)]
 

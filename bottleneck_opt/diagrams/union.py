@@ -19,10 +19,14 @@ def picture_outcome(outcome: Outcome) -> Picture:
     merged = _merge(before, after, same)
     keys = dict(zip((id(unit) for unit, _ in merged), unique_keys(unit.head.name for unit, _ in merged), strict=True))
     skipped = {entry.path: entry for entry in outcome.skipped}
+    sharings = {sharing.path: sharing for sharing in outcome.plan.sharings}
     parts = tuple(
-        Part(keys[id(unit)], unit, change, _step_of(unit, change, steps), skipped.get(unit.head.path))
+        Part(
+            keys[id(unit)], unit, change, _step_of(unit, change, steps), skipped.get(unit.head.path),
+            sharings.get(unit.head.path),
+        )
         for unit, change in merged
-    )
+    )  # fmt: skip
     names_before = {unit.head.name: keys[id(unit)] for unit in before}
     names_after = {unit.head.name: keys[id(before[same[i]] if i in same else unit)] for i, unit in enumerate(after)}
     edges = _merge_edges(edge_pairs(before, names_before), edge_pairs(after, names_after))

@@ -41,7 +41,8 @@ def fit_plan(
     if subject.data.noise and recipe.joint is None:
         return Joint(skipped=NOISE)
     paths = [path for path in subject.candidates.layers if path not in subject.candidates.probes]
-    paths = list(dict.fromkeys([*paths, *(step.path for step in plan.steps)]))
+    new = (*(step.path for step in plan.steps), *(sharing.path for sharing in plan.sharings))
+    paths = list(dict.fromkeys([*paths, *new]))
     rewritten = rewrite_model(subject.working, plan, weights)
     effort = Effort(iterations, plan.seed)
     with stages.stage("fit together", total=iterations) as advance:

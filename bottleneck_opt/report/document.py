@@ -29,6 +29,7 @@ def report_json(outcome: Outcome) -> str:
             "optimality_gap": outcome.plan.optimality_gap,
         },
         "layers": [dataclasses.asdict(step) for step in outcome.plan.steps],
+        "sharings": [dataclasses.asdict(sharing) for sharing in outcome.plan.sharings],
         "skipped": [dataclasses.asdict(entry) for entry in outcome.skipped],
         "corrections": [dataclasses.asdict(entry) for entry in outcome.corrections],
         "recovery": _recovery(outcome),

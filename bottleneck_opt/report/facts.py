@@ -15,7 +15,7 @@ from bottleneck_opt.diagrams.wording import (
     milliseconds_text,
 )
 from bottleneck_opt.outcome import Outcome, Skipped
-from bottleneck_opt.plan import Step
+from bottleneck_opt.plan import Sharing, Step
 
 _INPUTS_LIMIT = 40
 _UNSTEADY = 0.2
@@ -110,8 +110,8 @@ def layers_changed(outcome: Outcome) -> str:
 
 
 def list_layers(outcome: Outcome) -> tuple[LayerRow, ...]:
-    """Every rewritten layer, in the plan's order."""
-    return tuple(map(_layer_row, outcome.plan.steps))
+    """Every rewritten layer, in the plan's order, and the bottlenecks that several of them read."""
+    return (*map(_layer_row, outcome.plan.steps), *map(_sharing_row, outcome.plan.sharings))
 
 
 def group_skipped(skipped: tuple[Skipped, ...]) -> tuple[SkipGroup, ...]:
@@ -176,6 +176,25 @@ def _metric_number(outcome: Outcome) -> tuple[Number, ...]:
     if before is None or after is None:
         return ()
     return (Number("metric", f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}", "what evaluate returned"),)
+
+
+def _sharing_row(sharing: Sharing) -> LayerRow:
+    """A new layer: its predicted loss is told with the layers that read it."""
+    return LayerRow(
+        path=sharing.path,
+        form=f"for {len(sharing.members)} layers",
+        rank=f"{sharing.rank} of {sharing.full_rank}",
+        fraction=min(1.0, sharing.rank / max(1, sharing.full_rank)),
+        macs_before="0",
+        macs_after=count_text(sharing.cost.macs),
+        macs_change="new",
+        params_before="0",
+        params_after=count_text(sharing.cost.params),
+        params_change="new",
+        loss="-",
+        pass_name=sharing.pass_name,
+        original="-",
+    )
 
 
 def _layer_row(step: Step) -> LayerRow:

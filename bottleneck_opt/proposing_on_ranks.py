@@ -11,7 +11,7 @@ from bottleneck_opt.proposing import Priced, Proposal, propose
 from bottleneck_opt.sites import Pass, Site
 
 
-def propose_shared(
+def propose_on_ranks(
     sites: Sequence[Site], passes: Sequence[Pass], units: Sequence[str], advance: Advance = lambda: None,
     ranks: Ranks = ALONE,
 ) -> list[Proposal]:  # fmt: skip

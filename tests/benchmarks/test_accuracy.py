@@ -14,9 +14,9 @@ import bottleneck_opt as bo
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.recovery import Recovery
 from bottleneck_opt.testing import rewrite_at_full_rank
-from tests.benchmarks.accuracy.composing import Recipe, compose, find_largest
+from tests.benchmarks.accuracy.composing import Mixture, compose, find_largest
 from tests.benchmarks.accuracy.latency import find_best, time_interleaved
-from tests.benchmarks.accuracy.methods import METHODS, find_method
+from tests.benchmarks.accuracy.methods import FACTORS, METHODS, find_method
 from tests.benchmarks.accuracy.problem import Problem
 from tests.benchmarks.accuracy.pruning import prune
 from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
@@ -62,7 +62,7 @@ ROW = Row(Key("tiny", 0, 0, "ours", 0.5), 0.49, 0.4, 99.0, 98.5, 0.01, 1.0)
 @pytest.mark.parametrize("rival", [WeightSvd(), WeightTucker()])
 def test_others_factors_reach_the_same_macs(problem: Problem, rival: WeightSvd | WeightTucker) -> None:
     pytest.importorskip("tensorly")
-    model = compose(problem, Recipe(passes=(rival,), allocation=False, refit=False), 0.5)
+    model = compose(problem, Mixture(passes=(rival,), allocation=False, refit=False), 0.5)
     assert 0.4 < macs_of(model, problem) <= 0.5
 
 
@@ -83,22 +83,26 @@ def test_pruning_reaches_the_same_macs(problem: Problem) -> None:
 
 
 def test_composed_stages_give_what_optimize_gives(problem: Problem) -> None:
-    ours, composed = (METHODS[name](problem, 0.5) for name in ("ours", "composed"))
+    composed = METHODS["factors, refitted"](problem, 0.5)
+    ours = bo.optimize(
+        problem.original, problem.example, calibration=problem.calibration, budget=0.5, passes=FACTORS,
+        recipe=bo.Recipe(joint=0), seed=problem.draw, progress=False,
+    ).model  # fmt: skip
     assert torch.equal(ours(problem.calibration), composed(problem.calibration))
 
 
 def test_every_switch_changes_the_result(problem: Problem) -> None:
-    whole = compose(problem, Recipe(), 0.4)(problem.calibration)
-    switches = Recipe(curvature=False), Recipe(data=False), Recipe(allocation=False), Recipe(refit=False)
-    for recipe in switches:
-        changed = compose(problem, recipe, 0.4)
+    whole = compose(problem, Mixture(), 0.4)(problem.calibration)
+    switches = Mixture(curvature=False), Mixture(data=False), Mixture(allocation=False), Mixture(refit=False)
+    for mixture in switches:
+        changed = compose(problem, mixture, 0.4)
         assert macs_of(changed, problem) <= 0.4
-        assert not torch.equal(changed(problem.calibration), whole), recipe
+        assert not torch.equal(changed(problem.calibration), whole), mixture
 
 
 def test_a_budget_out_of_reach_is_said(problem: Problem) -> None:
     with pytest.raises(BudgetError, match="smallest reachable"):
-        compose(problem, Recipe(passes=(WeightSvd(),), allocation=False), 0.001)
+        compose(problem, Mixture(passes=(WeightSvd(),), allocation=False), 0.001)
 
 
 def test_anybodys_network_can_be_recovered(problem: Problem) -> None:

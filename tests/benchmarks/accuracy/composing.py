@@ -31,7 +31,7 @@ Chosen = Sequence[Priced | None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Mixture:
     """Which ingredients are in; the defaults are the tool's own.
 
     Attributes:
@@ -51,7 +51,7 @@ class Recipe:
     refit: bool = True
 
 
-def compose(problem: Problem, recipe: Recipe, budget: float) -> nn.Module:
+def compose(problem: Problem, mixture: Mixture, budget: float) -> nn.Module:
     """The network compressed by these ingredients.
 
     Raises:
@@ -59,34 +59,34 @@ def compose(problem: Problem, recipe: Recipe, budget: float) -> nn.Module:
     """
     with undisturbed():
         torch.manual_seed(problem.draw)
-        proposals = _propose(problem, recipe)
+        proposals = _propose(problem, mixture)
         limit, total = problem.limit(budget), problem.subject.traced.cost
         chosen: Chosen
-        if recipe.allocation:
+        if mixture.allocation:
             chosen = allocate(proposals, total, {"macs": limit}, contract=True).chosen
         else:
             chosen = allocate_evenly(proposals, total, limit)
-        return _apply(problem, recipe, proposals, chosen)
+        return _apply(problem, mixture, proposals, chosen)
 
 
 @lru_cache(maxsize=1)
-def _propose(problem: Problem, recipe: Recipe) -> list[Proposal]:
+def _propose(problem: Problem, mixture: Mixture) -> list[Proposal]:
     """The options of every layer, which are the same for all budgets."""
     subject = problem.subject
-    sites = make_sites(subject.working, subject.traced, subject.candidates, _degrade(problem, recipe))
-    passes = [each for each in find_passes(recipe.passes) if isinstance(each, Pass)]
+    sites = make_sites(subject.working, subject.traced, subject.candidates, _degrade(problem, mixture))
+    passes = [each for each in find_passes(mixture.passes) if isinstance(each, Pass)]
     return propose(sites, passes, ("macs",))
 
 
-def _degrade(problem: Problem, recipe: Recipe) -> Statistics:
+def _degrade(problem: Problem, mixture: Mixture) -> Statistics:
     statistics = problem.statistics
-    if not recipe.data:
+    if not mixture.data:
         subject = problem.subject
         sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
         flat = {site.path: site.flat_weight for site in sites}
         layers = {path: _without_data(flat[path]) for path in statistics.layers}
         return replace(statistics, layers={path: _without_curvature(layer) for path, layer in layers.items()})
-    if not recipe.curvature:
+    if not mixture.curvature:
         layers = {path: _without_curvature(layer) for path, layer in statistics.layers.items()}
         return replace(statistics, layers=layers)
     return statistics
@@ -159,7 +159,7 @@ def _total(proposals: Sequence[Proposal], chosen: Chosen, total: Cost) -> int:
     return total.macs - sum(saved)
 
 
-def _apply(problem: Problem, recipe: Recipe, proposals: Sequence[Proposal], chosen: Chosen) -> nn.Module:
+def _apply(problem: Problem, mixture: Mixture, proposals: Sequence[Proposal], chosen: Chosen) -> nn.Module:
     subject = problem.subject
     pairs = [(p.site, priced) for p, priced in zip(proposals, chosen, strict=True) if priced is not None]
     steps = tuple(make_step(site, priced) for site, priced in pairs)
@@ -169,7 +169,7 @@ def _apply(problem: Problem, recipe: Recipe, proposals: Sequence[Proposal], chos
         predicted_loss=0.0, optimality_gap=0.0, steps=steps,
     )  # fmt: skip
     weights: Mapping[str, Sequence[Weights]] = {site.path: priced.option.fill() for site, priced in pairs}
-    if recipe.refit and recipe.data:
+    if mixture.refit and mixture.data:
         curvatures = {site.path: site.curvature() for site, _ in pairs}
         weights = refit(subject.working, subject.traced, plan, weights, curvatures, subject.data).weights
     return apply_plan(subject, plan, weights).model

@@ -10,12 +10,13 @@ from torch import nn
 import bottleneck_opt as bo
 from bottleneck_opt.calibration_data import read_calibration
 from bottleneck_opt.inputs import read_inputs
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery.distilling import measure_scales
 from bottleneck_opt.recovery.recovering import teach
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.working_copy import undisturbed, working_copy
-from tests.benchmarks.accuracy.composing import Recipe, compose
+from tests.benchmarks.accuracy.composing import Mixture, compose
 from tests.benchmarks.accuracy.problem import Problem
 from tests.benchmarks.accuracy.pruning import prune
 from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
@@ -25,20 +26,25 @@ RECOVERED = "+recovery"
 BUILT_IN = tuple(each.name for each in find_passes(None))
 
 
-def _optimize(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> Result:
+def _optimize(
+    problem: Problem, budget: float, passes: tuple[str, ...] | None = None, recipe: Recipe | None = None
+) -> Result:  # fmt: skip
     return bo.optimize(
         problem.original,
         problem.example,
         calibration=problem.calibration,
         budget=budget,
         passes=passes,
+        recipe=recipe,
         seed=problem.draw,
         progress=False,
     )
 
 
-def _ours(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> nn.Module:
-    return _optimize(problem, budget, passes).model
+def _ours(
+    problem: Problem, budget: float, passes: tuple[str, ...] | None = None, recipe: Recipe | None = None
+) -> nn.Module:  # fmt: skip
+    return _optimize(problem, budget, passes, recipe).model
 
 
 def _ours_recovered(problem: Problem, budget: float) -> nn.Module:
@@ -62,8 +68,8 @@ def _recovered(method: Method, problem: Problem, budget: float) -> nn.Module:
     return model
 
 
-def _composed(recipe: Recipe) -> Method:
-    return lambda problem, budget: compose(problem, recipe, budget)
+def _composed(mixture: Mixture) -> Method:
+    return lambda problem, budget: compose(problem, mixture, budget)
 
 
 def _pruned(importance: str, *, everywhere: bool) -> Method:
@@ -74,13 +80,14 @@ def _without(*names: str) -> tuple[str, ...]:
     return tuple(name for name in BUILT_IN if name not in names)
 
 
-ONE_SIDED = Recipe(passes=("reduce", "expand"), curvature=False, allocation=False, refit=False)
+FACTORS = ("reduce", "expand", "tucker", "spatial")
+ONE_SIDED = Mixture(passes=("reduce", "expand"), curvature=False, allocation=False, refit=False)
 
 OURS: Mapping[str, Method] = {"ours": _ours, f"ours{RECOVERED}": _ours_recovered}
 
 BASELINES: Mapping[str, Method] = {
-    "svd": _composed(Recipe(passes=(WeightSvd(),), allocation=False, refit=False)),
-    "tucker2": _composed(Recipe(passes=(WeightTucker(),), allocation=False, refit=False)),
+    "svd": _composed(Mixture(passes=(WeightSvd(),), allocation=False, refit=False)),
+    "tucker2": _composed(Mixture(passes=(WeightTucker(),), allocation=False, refit=False)),
     "one-sided": _composed(ONE_SIDED),
     "prune-magnitude": _pruned("magnitude", everywhere=False),
     "prune-hessian": _pruned("hessian", everywhere=False),
@@ -89,18 +96,20 @@ BASELINES: Mapping[str, Method] = {
 }
 
 ABLATIONS: Mapping[str, Method] = {
-    "composed": _composed(Recipe()),
-    "no curvature": _composed(Recipe(curvature=False)),
-    "no data": _composed(Recipe(data=False)),
-    "even ranks": _composed(Recipe(allocation=False)),
-    "no refit": _composed(Recipe(refit=False)),
-    "reduce and expand only": _composed(Recipe(passes=("reduce", "expand"))),
-    "no tucker": _composed(Recipe(passes=_without("tucker"))),
-    "no spatial": _composed(Recipe(passes=_without("spatial"))),
-    **({"no select": partial(_ours, passes=_without("select"))} if "select" in BUILT_IN else {}),
-    "svd, refitted": _composed(Recipe(passes=(WeightSvd(),), allocation=False)),
-    "tucker2, refitted": _composed(Recipe(passes=(WeightTucker(),), allocation=False)),
-    "one-sided, refitted": _composed(Recipe(passes=("reduce", "expand"), curvature=False, allocation=False)),
+    "no curvature": partial(_ours, recipe=Recipe(curvature=False)),
+    "no refit": partial(_ours, recipe=Recipe(refit=False)),
+    "no joint fit": partial(_ours, recipe=Recipe(joint=0)),
+    "no refit, no joint fit": partial(_ours, recipe=Recipe(refit=False, joint=0)),
+    "no select": partial(_ours, passes=_without("select")),
+    "no tucker": partial(_ours, passes=_without("tucker")),
+    "no spatial": partial(_ours, passes=_without("spatial")),
+    "reduce and expand only": partial(_ours, passes=("reduce", "expand")),
+    "factors, refitted": _composed(Mixture(passes=FACTORS)),
+    "factors, refitted, even ranks": _composed(Mixture(passes=FACTORS, allocation=False)),
+    "factors, no data": _composed(Mixture(passes=FACTORS, data=False)),
+    "svd, refitted": _composed(Mixture(passes=(WeightSvd(),), allocation=False)),
+    "tucker2, refitted": _composed(Mixture(passes=(WeightTucker(),), allocation=False)),
+    "one-sided, refitted": _composed(Mixture(passes=("reduce", "expand"), curvature=False, allocation=False)),
 }
 
 # What suits a machine best is found by measuring: ours with some of its forms only.

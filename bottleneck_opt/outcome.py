@@ -110,12 +110,14 @@ class Correction:
         before, after: Squared error of its output on the held-out examples, as the network's output feels it, relative
             to the output itself.
         accepted: Whether the correction was made.
+        halved: As ``after``, when fitted to half of the examples: tells whether more of them would help.
     """
 
     path: str
     before: float
     after: float
     accepted: bool
+    halved: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
+
+ENOUGH = 0.1
 
 
 def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
@@ -43,6 +46,7 @@ def list_notes(
     notes = [*subject.notes, *subject.traced.notes]
     notes.extend(_unfelt_notes(choice.proposals))
     notes.extend(_refit_notes(refitted))
+    notes.extend(list_enough_notes(refitted, subject.data.examples))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")
     allocation = choice.allocation
@@ -109,6 +113,17 @@ def _refit_notes(refitted: Refitted) -> list[str]:
     return [
         f"refitted to the original's outputs: {len(refitted.corrections) - kept} layers; left as first fitted: {why}"
     ]
+
+
+def list_enough_notes(refitted: Refitted, examples: int) -> list[str]:
+    """Whether the examples were enough, by how much worse half of them did on those held out."""
+    made = [each for each in refitted.corrections if each.accepted]
+    after, halved = sum(each.after for each in made), sum(each.halved for each in made)
+    if not after > 0 or not math.isfinite(halved):
+        return []
+    worse = halved / after - 1
+    verdict = f"{examples} examples were enough" if worse < ENOUGH else "more examples would help"
+    return [f"{verdict}: fitted to half of them, the refitted layers' held-out error was {worse:+.0%}"]
 
 
 def _unfelt_notes(proposals: Sequence[Proposal]) -> list[str]:

@@ -10,17 +10,20 @@ from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.optimizer import optimize
+from bottleneck_opt.outcome import Correction
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.passes.spatial import Spatial
 from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import ask, make_sites, make_step
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.refitting import HELD_OUT, Refitted, refit
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Pass, Weights
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from tests.networks import Computes, Repeated, conv, noise, seeded
+from bottleneck_opt.summary import list_enough_notes
+from tests.networks import Computes, Repeated, classifier, conv, noise, seeded
 
 X = noise(40, 3, 8, 8)
 
@@ -148,3 +151,16 @@ def test_data_without_a_batch_axis_is_left() -> None:
     cost = subject.traced.cost
     done = refit(subject.working, subject.traced, Plan("", "", (), 0, cost, cost, 0.0, 0.0, ()), {}, {}, data)
     assert done.weights == {}
+
+
+def test_notes_say_that_many_examples_were_enough() -> None:
+    net, x = seeded(lambda: classifier(width=16), dtype=torch.float32), noise(240, 3, 8, 8, dtype=torch.float32)
+    result = optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), progress=False)
+    assert any(note.startswith("240 examples were enough") for note in result.notes)
+
+
+def test_notes_say_when_half_of_the_examples_did_much_worse() -> None:
+    refitted = Refitted({}, (Correction("a", 0.5, 0.1, True, halved=0.2), Correction("b", 0.5, 0.7, False, 9.0)), {})
+    assert list_enough_notes(refitted, 16) == [
+        "more examples would help: fitted to half of them, the refitted layers' held-out error was +100%"
+    ]

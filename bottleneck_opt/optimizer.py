@@ -261,9 +261,9 @@ def _recover(
     """Train the rewritten model; its working copy takes the values over as the model's precision rounds them."""
     if recovery is None:
         return None
-    with stages.stage("recover", total=recovery.steps) as advance:
+    with stages.stage("recover", total=recovery.steps) as shown:
         recovered = teach(
-            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, advance=advance
+            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, shown=shown
         )
     if recovered.accepted:
         copy_weights(rewritten.model, rewritten.working)

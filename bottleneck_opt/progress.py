@@ -12,6 +12,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Advance = Callable[[], None]
+Tell = Callable[[str], None]
+
+
+def say_nothing(text: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a running stage calls: itself after each step, ``tell`` to say how it stands."""
+
+    advance: Advance = lambda: None
+    tell: Tell = say_nothing
+
+    def __call__(self) -> None:
+        """One step is done."""
+        self.advance()
+
+
+UNSEEN = Shown()
 
 
 @dataclass
@@ -30,24 +50,26 @@ class Stages:
     seconds: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str, total: int = 1) -> Iterator[Advance]:
-        """Run one stage of ``total`` steps; call the yielded function after each."""
+    def stage(self, name: str, total: int = 1) -> Iterator[Shown]:
+        """Run one stage of ``total`` steps; call what is yielded after each."""
         started = time.perf_counter()
-        with self._display(name, total) as advance:
-            yield advance
+        with self._display(name, total) as shown:
+            yield shown
         self.seconds.append((name, time.perf_counter() - started))
 
     @contextmanager
-    def _display(self, name: str, total: int) -> Iterator[Advance]:
+    def _display(self, name: str, total: int) -> Iterator[Shown]:
         if not self.shown:
-            yield lambda: None
+            yield Shown()
         elif sys.stderr.isatty():
             with _bar() as bar:
                 task = bar.add_task(name, total=total)
-                yield lambda: bar.advance(task)
+                yield Shown(
+                    lambda: bar.advance(task), lambda text: bar.update(task, description=f"{name}: {text}")
+                )  # fmt: skip
         else:
             started = time.perf_counter()
-            yield lambda: None
+            yield Shown(tell=lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True))
             print(f"{name}: done in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
 
 

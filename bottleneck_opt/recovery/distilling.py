@@ -14,7 +14,7 @@ from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.errors import ModelError
 from bottleneck_opt.outcome import Recovered
-from bottleneck_opt.progress import Advance
+from bottleneck_opt.progress import UNSEEN, Shown
 from bottleneck_opt.recovery.checkpoint import Checkpoint, Progress, find_checkpoint
 from bottleneck_opt.recovery.examples import Split, check_batch, make_batch, split_examples
 from bottleneck_opt.recovery.norms import reestimate_norms
@@ -31,7 +31,7 @@ LARGEST_GRADIENT = 1.0
 
 def distil(
     teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, *,
-    scales: Sequence[OutputScale] | None = None, advance: Advance = lambda: None,
+    scales: Sequence[OutputScale] | None = None, shown: Shown = UNSEEN,
 ) -> Recovered:  # fmt: skip
     """Train a rewritten working copy towards the original's outputs.
 
@@ -53,7 +53,7 @@ def distil(
         data: Unlabelled examples, at least two.
         recovery: The options.
         scales: Spread of each output tensor, from calibration; None measures it.
-        advance: Called after each step.
+        shown: Called after each step, and told the held-out loss at each look at it.
 
     Raises:
         InputError: There is only one example, a model fails on a batch of this size, or the options do not fit the
@@ -64,7 +64,7 @@ def distil(
     with undisturbed(), torch.enable_grad():
         lesson = _prepare(teacher, student, data, recovery, scales or measure_scales(teacher, data))
         with _trainable(lesson.trained.values()):
-            progress = _train(lesson, advance)
+            progress = _train(lesson, shown)
         norms, after = reestimate_norms(lesson.objective, lesson.split, recovery, progress.best_loss)
     return Recovered(
         before=progress.start_loss,
@@ -123,7 +123,7 @@ def _trainable(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.grad = None
 
 
-def _train(lesson: _Lesson, advance: Advance) -> Progress:
+def _train(lesson: _Lesson, shown: Shown) -> Progress:
     adam = _make_adam(lesson)
     progress = lesson.checkpoint.restore(adam) if lesson.checkpoint else None
     if progress is None:
@@ -131,11 +131,15 @@ def _train(lesson: _Lesson, advance: Advance) -> Progress:
         progress = Progress(0, loss, loss, 0, _why_not(lesson, loss), snapshot(lesson.trained))
         _save(lesson, progress, adam)
     for _ in range(progress.step):
-        advance()
+        shown()
     try:
         while not progress.stopped and progress.step < lesson.recovery.steps:
             progress = _advance_once(lesson, adam, progress)
-            advance()
+            shown()
+            if progress.step % lesson.recovery.check_every == 0:
+                shown.tell(
+                    f"step {progress.step}, held-out loss {progress.start_loss:.3g} -> {progress.best_loss:.3g}"
+                )  # fmt: skip
     finally:  # interrupted or not, the student ends with its best weights
         copy_tensors(progress.best, lesson.trained)
     return progress

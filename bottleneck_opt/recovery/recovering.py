@@ -14,7 +14,7 @@ from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.outcome import Recovered, Verification
-from bottleneck_opt.progress import Advance, Stages
+from bottleneck_opt.progress import UNSEEN, Shown, Stages
 from bottleneck_opt.recovery.distilling import distil, measure_scales
 from bottleneck_opt.recovery.options import Recovery, read_recovery
 from bottleneck_opt.recovery.weights import copy_weights
@@ -89,8 +89,8 @@ def recover(
         before, model = working_copy(original), copy_model(result.model)
         data = _read_data(result, calibration, before, calibration_limit, options.seed)
         scales = measure_scales(before, data)
-        with stages.stage("recover", total=options.steps) as advance:
-            recovered = teach(before, model, data, options, scales=scales, advance=advance)
+        with stages.stage("recover", total=options.steps) as shown:
+            recovered = teach(before, model, data, options, scales=scales, shown=shown)
         with stages.stage("verify"):
             after = working_copy(model).to(model_device(before))
             view = _view(result, model, after)
@@ -109,7 +109,7 @@ def recover(
 
 def teach(
     teacher: nn.Module, model: nn.Module, data: CalibrationData, recovery: Recovery, *,
-    scales: Sequence[OutputScale], advance: Advance = lambda: None,
+    scales: Sequence[OutputScale], shown: Shown = UNSEEN,
 ) -> Recovered:  # fmt: skip
     """Train a rewritten model in place, whatever its precision and device.
 
@@ -122,13 +122,13 @@ def teach(
         data: Unlabelled examples, at least two.
         recovery: The options.
         scales: Spread of each output tensor.
-        advance: Called after each step.
+        shown: Called after each step, and told the held-out loss at each look at it.
 
     Raises:
         InputError, ModelError, FileError: As for :func:`distil`.
     """
     student = working_copy(model).to(model_device(teacher))
-    recovered = distil(teacher, student, data, recovery, scales=scales, advance=advance)
+    recovered = distil(teacher, student, data, recovery, scales=scales, shown=shown)
     if recovered.accepted:
         copy_weights(student, model)
     return recovered

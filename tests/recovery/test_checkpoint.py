@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bottleneck_opt import Recovery
 from bottleneck_opt.errors import FileError
 from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.progress import Shown
 from bottleneck_opt.recovery import distil
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Residual, seeded
@@ -34,7 +35,7 @@ def interrupted(pair: tuple[nn.Module, nn.Module], options: Recovery, step: int)
             raise BrokenOffError
 
     with pytest.raises(BrokenOffError):
-        distil(pair[0], copy.deepcopy(pair[1]), data(), options, advance=advance)
+        distil(pair[0], copy.deepcopy(pair[1]), data(), options, shown=Shown(advance))
 
 
 @pytest.mark.parametrize("step", [1, 10, 27])
@@ -46,7 +47,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     kept = replace(QUICK, checkpoint=tmp_path / "recovery.safetensors")
     interrupted(pair, kept, step)
     calls: list[None] = []
-    found = distil(*pair, data(), kept, advance=lambda: calls.append(None))
+    found = distil(*pair, data(), kept, shown=Shown(lambda: calls.append(None)))
     assert same(pair[1], whole)
     assert found == expected
     assert len(calls) == 40
@@ -110,7 +111,7 @@ def test_a_place_that_cannot_be_written_is_told_before_training(
 ) -> None:
     steps: list[None] = []
     with pytest.raises(FileError, match="cannot be written"):
-        distil(*pair, data(), replace(QUICK, checkpoint=tmp_path / "no" / "x"), advance=lambda: steps.append(None))
+        distil(*pair, data(), replace(QUICK, checkpoint=tmp_path / "no" / "x"), shown=Shown(lambda: steps.append(None)))
     assert steps == []
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bottleneck_opt import Result
+from bottleneck_opt import Recipe, Result, optimize
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.outcome import Recovered
+from bottleneck_opt.progress import Shown
 from bottleneck_opt.recovery import distil, list_recovery_notes
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.working_copy import working_copy
+from tests.networks import classifier, seeded
 from tests.recovery.samples import QUICK, X, data, same, state
 
 
@@ -114,4 +116,12 @@ def test_following_the_blocks_brings_them_nearer(pair: tuple[nn.Module, nn.Modul
 
 def test_advance_is_called_for_every_step(pair: tuple[nn.Module, nn.Module]) -> None:
     calls: list[None] = []
-    assert distil(*pair, data(), QUICK, advance=lambda: calls.append(None)).steps == len(calls) == 40
+    assert distil(*pair, data(), QUICK, shown=Shown(lambda: calls.append(None))).steps == len(calls) == 40
+
+
+def test_every_look_at_the_held_out_examples_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    net, x = seeded(classifier, dtype=torch.float32), torch.randn(20, 3, 8, 8)
+    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=40, progress=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recover: step")]
+    assert len(told) == 2
+    assert "held-out loss" in told[0]

@@ -28,11 +28,13 @@ class Wish:
         passes: Whom to ask.
         limits: The most the result may cost, by unit.
         contract: Whether a limit that cannot be reached is an error.
+        rounds: In how many rounds the factors of what was chosen are improved.
     """
 
     passes: tuple[AnyPass, ...]
     limits: Mapping[str, int]
     contract: bool
+    rounds: int = 0
 
     @property
     def site_passes(self) -> tuple[Pass, ...]:
@@ -108,7 +110,7 @@ def choose_options(
 def _propose(
     subject: Subject, statistics: Statistics, links: Links, wish: Wish, stages: Stages
 ) -> tuple[list[Proposal], list[Joint]]:
-    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
+    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics, rounds=wish.rounds)
     with stages.stage("propose", total=len(sites) * (2 if wish.channel_passes else 1)) as advance:
         proposals = propose(sites, wish.site_passes, tuple(wish.limits), advance)
         return propose_joints(proposals, links, wish.channel_passes, advance)

@@ -106,7 +106,7 @@ def optimize(
             links = find_droppable(subject, chosen)
         statistics = _calibrate(subject, recipe, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
-        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract), stages)
+        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract, recipe.rounds), stages)
         plan = _make_plan(subject, choice, wanted, chosen, seed)
         refitted = _refit(subject, plan, choice, recipe, stages)
         joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)

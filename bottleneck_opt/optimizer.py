@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibration import Sampling, choose_probes, collect_statistics
-from bottleneck_opt.choosing import Choice, Wish, choose_options, find_droppable
+from bottleneck_opt.calibration_data import CalibrationData
+from bottleneck_opt.choosing import Choice, Wish, find_droppable
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
@@ -27,11 +29,13 @@ from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
+from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import AnyPass, Weights
 from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Build, Seen, choose_in_steps
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_checks, list_joint_notes, list_notes
+from bottleneck_opt.summary import describe_run, list_checks, list_joint_notes, list_notes, list_step_notes
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
 
@@ -106,9 +110,12 @@ def optimize(
             links = find_droppable(subject, chosen)
         statistics = _calibrate(subject, recipe, stages, seed=seed)
         limits = wanted.limits(subject.traced.cost)
-        choice = choose_options(subject, statistics, links, Wish(chosen, limits, contract, recipe.rounds), stages)
+        wish = Wish(chosen, limits, contract, recipe.rounds)
+        seen = Seen(subject, statistics, _choose_sampling(subject, recipe, seed=seed), links)
+        stepping = choose_in_steps(seen, wish, recipe.steps, _prepare_build(subject, wanted, recipe, stages), stages)
+        choice = stepping.choice
         plan = _make_plan(subject, choice, wanted, chosen, seed)
-        refitted = _refit(subject, plan, choice, recipe, stages)
+        refitted = _refit(subject, plan, choice, _fill(choice, stages), recipe, stages)
         joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
@@ -135,6 +142,7 @@ def optimize(
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
+            *list_step_notes(stepping),
             *list_joint_notes(joint),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
@@ -165,10 +173,14 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
         )
 
 
-def _calibrate(subject: Subject, recipe: Recipe, stages: Stages, *, seed: int) -> Statistics:
+def _choose_sampling(subject: Subject, recipe: Recipe, *, seed: int) -> Sampling:
     macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
     probes = choose_probes(subject.data.examples, macs) if recipe.curvature else 0
-    sampling = Sampling(subject.data.examples, probes, seed)
+    return Sampling(subject.data.examples, probes, seed)
+
+
+def _calibrate(subject: Subject, recipe: Recipe, stages: Stages, *, seed: int) -> Statistics:
+    sampling = _choose_sampling(subject, recipe, seed=seed)
     with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
         return collect_statistics(
             subject.working, subject.candidates.layers, subject.data, sampling,
@@ -203,13 +215,31 @@ def _fill(choice: Choice, stages: Stages) -> dict[str, Sequence[Weights]]:
     return weights
 
 
-def _refit(subject: Subject, plan: Plan, choice: Choice, recipe: Recipe, stages: Stages) -> Refitted:
-    weights = _fill(choice, stages)
+def _refit(
+    subject: Subject, plan: Plan, choice: Choice, weights: Mapping[str, Sequence[Weights]], recipe: Recipe,
+    stages: Stages,
+) -> Refitted:  # fmt: skip
     if not recipe.refit:
         return Refitted(weights, (), {step.path: "recipe= leaves it out" for step in plan.steps})
     curvatures = {proposal.site.path: proposal.site.curvature() for proposal, _ in choice.changed}
     with stages.stage("refit", total=len(plan.steps)) as advance:
         return refit(subject.working, subject.traced, plan, weights, curvatures, subject.data, advance)
+
+
+def _prepare_build(subject: Subject, budget: Budget, recipe: Recipe, stages: Stages) -> Build:
+    """What makes a choice's rewritten working copy, for looking at it."""
+
+    def build(choice: Choice) -> Callable[[CalibrationData], nn.Module]:
+        plan = _make_plan(subject, choice, budget, (), 0)
+        weights = _fill(choice, stages)
+
+        def finish(data: CalibrationData) -> nn.Module:
+            refitted = _refit(replace(subject, data=data), plan, choice, weights, recipe, stages)
+            return rewrite_model(subject.working, plan, refitted.weights)
+
+        return finish
+
+    return build
 
 
 def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:

@@ -101,16 +101,20 @@ def measure_statistics(
     """
     if ranks.count > 1:
         ranks.check_agreement("the model or the data", _fingerprint(subject))
-    macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    examples = subject.data.examples
-    sampling = Sampling(
-        examples, choose_probes(examples, macs), seed, together=choose_together(_count_bytes(subject.traced))
-    )
+    sampling = choose_sampling(subject, seed)
     with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
         return collect_statistics(
             subject.working, subject.candidates.layers, subject.data, sampling,
             names=subject.candidates.names, advance=advance, storage=storage, ranks=ranks,
         )  # fmt: skip
+
+
+def choose_sampling(subject: Subject, seed: int) -> Sampling:
+    """How much of the subject's data to look at."""
+    macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
+    examples = subject.data.examples
+    together = choose_together(_count_bytes(subject.traced))
+    return Sampling(examples, choose_probes(examples, macs), seed, together=together)
 
 
 def _fingerprint(subject: Subject) -> list[str]:

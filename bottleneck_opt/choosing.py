@@ -34,11 +34,13 @@ class Wish:
         passes: Whom to ask.
         limits: The most the result may cost, by unit.
         contract: Whether a limit that cannot be reached is an error.
+        rounds: In how many rounds the factors of what was chosen are improved.
     """
 
     passes: tuple[AnyPass, ...]
     limits: Mapping[str, int]
     contract: bool
+    rounds: int = 0
 
     @property
     def site_passes(self) -> tuple[Pass, ...]:
@@ -150,7 +152,7 @@ def choose_options(
 def _propose(
     subject: Subject, statistics: Statistics, ties: Ties, wish: Wish, stages: Stages, ranks: Ranks
 ) -> tuple[list[Proposal], list[Joint], list[Share]]:
-    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics)
+    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics, rounds=wish.rounds)
     total = len(sites) + len(ties.links.found) * len(wish.channel_passes) + len(ties.groups.found)
     with stages.stage("propose", total=total) as advance:
         proposals = propose_on_ranks(sites, wish.site_passes, tuple(wish.limits), advance, ranks)

@@ -286,12 +286,7 @@ def fit_tucker(weight: Tensor, covariance: Tensor, curvature: Tensor, projection
         projection: ``(before, in)``.
         after: The second rank.
     """
-    second, kept = _refit(weight, covariance, projection)
-    lower = cholesky(curvature)
-    inner = lower.T @ kept @ lower
-    basis = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)[:, :after]
-    narrow = torch.einsum("oa,oqr->aqr", lower @ basis, second)
-    last = torch.linalg.solve_triangular(lower.T, basis, upper=True)
+    narrow, last = keep_best(*_refit(weight, covariance, projection), curvature, after)
     outer = balance(Factors(narrow, last))
     inner_factors = balance(Factors(projection, outer.first))
     return TuckerFactors(inner_factors.first, inner_factors.second, outer.second)
@@ -327,10 +322,37 @@ def refit_second(weight: Tensor, covariance: Tensor, projection: Tensor) -> Tens
 def _refit(weight: Tensor, covariance: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """The second factor, and the covariance ``(out, out)`` of the output that it makes."""
     out, offsets, width = weight.shape
-    crossed = (covariance @ weight.reshape(out, -1).T).view(offsets, width, out)
+    return solve_second((covariance @ weight.reshape(out, -1).T).view(offsets, width, out), covariance, projection)
+
+
+def solve_second(crossed: Tensor, covariance: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """The best second factor ``(out, offsets, rank)``, and the covariance ``(out, out)`` of the output that it makes.
+
+    Args:
+        crossed: ``S W^T (offsets, in, out)``.
+        covariance: ``S (offsets * in, offsets * in)``.
+        projection: The first factor ``(rank, in)``.
+    """
+    offsets, _, out = crossed.shape
     target = _rank_major(projection, crossed)
     solved = torch.cholesky_solve(target, cholesky(project_covariance(covariance, projection, offsets)))
     return solved.view(len(projection), offsets, out).permute(2, 1, 0), solved.T @ target
+
+
+def keep_best(second: Tensor, kept: Tensor, curvature: Tensor, after: int) -> tuple[Tensor, Tensor]:
+    """``second (out, offsets, rank)`` as a core ``(after, offsets, rank)`` and a last factor ``(out, after)``.
+
+    Args:
+        second: The best second factor.
+        kept: The covariance ``(out, out)`` of the output that it makes.
+        curvature: ``G (out, out)``, damped.
+        after: The width in between.
+    """
+    lower = cholesky(curvature)
+    inner = lower.T @ kept @ lower
+    basis = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)[:, :after]
+    last: Tensor = torch.linalg.solve_triangular(lower.T, basis, upper=True)
+    return torch.einsum("oa,oqr->aqr", lower @ basis, second), last
 
 
 def cholesky(matrix: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def _narrow_values(
     shift = (site.flat_weight[outputs] - spread) @ mean
     bias = shift if site.bias is None else site.bias[outputs] + shift
     seen = site.statistics.take(entries, outputs)
-    made = _predict_outputs(fitted.flatten(1), seen.inputs, seen.outputs.mean)
+    made = predict_outputs(fitted.flatten(1), seen.inputs, seen.outputs.mean)
     weight = fitted.transpose(1, 2).reshape(len(outputs), len(inputs), *layer.kernel)
     return weight, bias, replace(seen, outputs=made)
 
@@ -99,7 +99,7 @@ def _concentrate(site: Site, kept: Tensor) -> Tensor:
     return felt
 
 
-def _predict_outputs(weight: Tensor, inputs: Moments, mean: Tensor) -> Moments:
+def predict_outputs(weight: Tensor, inputs: Moments, mean: Tensor) -> Moments:
     """What the narrower layer makes of the inputs that were seen ``(out,)``; its mean stays that of the whole layer."""
     covariance = weight @ inputs.covariance() @ weight.T
     outer = (covariance + torch.outer(mean, mean)) * inputs.count

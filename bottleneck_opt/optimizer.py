@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import nn
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import measure_statistics, read_statistics
-from bottleneck_opt.choosing import Choice, Wish, choose_options, find_ties
-from bottleneck_opt.distribution import ALONE, Ranks, run_on_ranks
+from bottleneck_opt.choosing import Wish, find_ties
+from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
+from bottleneck_opt.fitting import Fit
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.joint import Joint
@@ -27,13 +27,14 @@ from bottleneck_opt.progress import Stages
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
 from bottleneck_opt.recovery.weights import copy_weights
-from bottleneck_opt.refitting import Refitted, refit
+from bottleneck_opt.refitting import Refitted
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
-from bottleneck_opt.sites import AnyPass, SharingPass, Site, Weights
+from bottleneck_opt.sites import AnyPass, SharingPass
 from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Seen, choose_in_steps
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import (
     describe_run,
@@ -42,6 +43,7 @@ from bottleneck_opt.summary import (
     list_data_notes,
     list_joint_notes,
     list_notes,
+    list_step_notes,
 )
 from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
@@ -133,14 +135,16 @@ def optimize(
             statistics = read_statistics(statistics, subject)
         statistics = statistics if recipe.curvature else statistics.without_curvature()
         limits = wanted.limits(subject.traced.cost)
-        choice = choose_options(subject, statistics, ties, Wish(chosen, limits, contract), stages, ranks)
-        plan = _make_plan(subject, choice, wanted, chosen, seed)
-        weights = _fill(choice, stages, ranks)
-        joint = Joint(skipped=UNKNOWN_DATA)
-        if lacks_data(subject, statistics):
-            refitted = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA))
-        else:
-            refitted = _refit(subject, plan, choice, weights, recipe, stages)
+        wish = Wish(chosen, limits, contract, recipe.rounds)
+        seen = Seen(subject, statistics, ties, seed, curvature=recipe.curvature)
+        fit = Fit(subject, wanted, wish, recipe, seed, stages, ranks)
+        known = not lacks_data(subject, statistics)
+        stepping = choose_in_steps(seen, wish, recipe.steps if known else 1, fit.prepare, stages, ranks)
+        choice = stepping.choice
+        plan, weights = fit.make_plan(choice), fit.fill(choice)
+        refitted, joint = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA)), Joint(skipped=UNKNOWN_DATA)
+        if known:
+            refitted = fit.refit(plan, choice, weights, subject.data)
             joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
@@ -169,6 +173,7 @@ def optimize(
                 measured=verification.measured_change,
             ),
             *list_data_notes(subject, statistics),
+            *list_step_notes(stepping),
             *list_joint_notes(joint),
             *view.notes,
             *(list_recovery_notes(recovered) if recovered else ()),
@@ -201,47 +206,6 @@ def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None
             "max_drop: this version does not search for the smallest model above a floor. "
             "Pass evaluate= and read result.verification.metric_before and metric_after."
         )
-
-
-def _make_plan(subject: Subject, choice: Choice, budget: Budget, passes: Sequence[AnyPass], seed: int) -> Plan:
-    return Plan(
-        model=subject.name,
-        budget=budget.describe(),
-        passes=tuple(each.name for each in passes),
-        seed=seed,
-        before=subject.traced.cost,
-        after=choice.allocation.cost,
-        predicted_loss=choice.allocation.loss,
-        optimality_gap=choice.allocation.gap,
-        steps=choice.steps,
-        selections=choice.selections,
-        sharings=choice.sharings,
-        arguments=subject.arguments,
-    )
-
-
-def _fill(choice: Choice, stages: Stages, ranks: Ranks) -> dict[str, Sequence[Weights]]:
-    """The chosen options' weights, by path; of a layer that only got narrower, its own."""
-    fills = [partial(_own_weights, p.site) if priced is None else priced.option.fill for p, priced in choice.changed]
-    with stages.stage("fit", total=len(fills)) as advance:
-        weights = run_on_ranks(fills, ranks, advance)
-    found = {p.site.path: each for (p, _), each in zip(choice.changed, weights, strict=True)}
-    return found | {shared.path: [shared.fill()] for shared in choice.allocation.shared}
-
-
-def _own_weights(site: Site) -> Sequence[Weights]:
-    return [Weights(site.weight, site.bias)]
-
-
-def _refit(
-    subject: Subject, plan: Plan, choice: Choice, weights: Mapping[str, Sequence[Weights]], recipe: Recipe,
-    stages: Stages,
-) -> Refitted:  # fmt: skip
-    if not recipe.refit:
-        return Refitted(weights, (), {step.path: "recipe= leaves it out" for step in plan.steps})
-    curvatures = {proposal.site.path: proposal.site.curvature() for proposal, _ in choice.changed}
-    with stages.stage("refit", total=len(plan.steps)) as advance:
-        return refit(subject.working, subject.traced, plan, weights, curvatures, subject.data, advance)
 
 
 def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:

@@ -48,6 +48,7 @@ def make_sites(
     statistics: Statistics,
     *,
     shrinkage: float | None = None,
+    rounds: int = 0,
 ) -> list[Site]:
     """One read-only site for each candidate layer.
 
@@ -74,6 +75,7 @@ def make_sites(
                 examples=statistics.examples,
                 fallback_curvature=fallback,
                 shrinkage=shrinkage,
+                rounds=rounds,
                 output_shapes=outputs,
                 mixable_input=probe is None or probe.mixable_input,
                 mixable_output=probe is None or probe.mixable_output,

@@ -15,6 +15,10 @@ class Recipe:
         curvature: Weigh each layer's error by what the model's output feels of it. Without, it is the layer's own
             squared error.
         refit: Fit the last factor of each rewritten layer again to what the original layer gave.
+        rounds: In how many rounds the first factor and the others of a chosen option are fitted in turn. Fewer, or
+            none, for layers with patches so wide that it would take seconds (:mod:`bottleneck_opt.alternating`).
+        steps: How many plans to make on the way to the budget, each with fresh statistics of the one before
+            (:mod:`bottleneck_opt.stepping`). Each costs about as much as calibration.
         joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes
             as many as a limit on their cost allows, none for large models and where the inputs are made up.
 
@@ -23,13 +27,19 @@ class Recipe:
 
     Example:
         >>> Recipe(joint=0)
-        Recipe(curvature=True, refit=True, joint=0)
+        Recipe(curvature=True, refit=True, rounds=3, steps=1, joint=0)
     """
 
     curvature: bool = True
     refit: bool = True
+    rounds: int = 3
+    steps: int = 1
     joint: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise InputError(f"Recipe: rounds: got {self.rounds}; expected at least 0. Pass 0 to leave them out.")
+        if self.steps < 1:
+            raise InputError(f"Recipe: steps: got {self.steps}; expected at least 1. Pass 1 to compress at once.")
         if self.joint is not None and self.joint < 0:
             raise InputError(f"Recipe: joint: got {self.joint}; expected at least 0. Pass 0 to leave it out, or None.")

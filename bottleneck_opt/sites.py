@@ -45,6 +45,7 @@ class Site:
             a plain one); None when it is.
         whole: The site with all its channels, where this one has lost some; None when it has not.
         kept_inputs, kept_outputs: The numbers of the channels that are left, where some were lost; else empty.
+        rounds: In how many rounds to improve the factors of an option that was chosen, at most.
     """
 
     path: str
@@ -65,6 +66,7 @@ class Site:
     whole: Site | None = None
     kept_inputs: tuple[int, ...] = ()
     kept_outputs: tuple[int, ...] = ()
+    rounds: int = 0
 
     @property
     def offset_weight(self) -> Tensor:
@@ -171,7 +173,8 @@ class Option:
         ranks: Its bottleneck widths.
         full_ranks: The widths at which nothing is lost.
         layers: The layers in its place, first to last.
-        predicted_loss: Predicted squared change of the model's output, relative to the output's variance.
+        predicted_loss: Predicted squared change of the model's output, relative to the output's variance, before any
+            alternating rounds, which can only lower it.
         fill: Computes the layers' weights, in their order; called only if the option is chosen.
     """
 

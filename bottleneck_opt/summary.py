@@ -18,6 +18,7 @@ from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Proposal, name_unfelt
 from bottleneck_opt.refitting import Refitted
 from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Stepping
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
@@ -64,6 +65,19 @@ def list_notes(
     if allocation.gap > 0:
         notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
     return tuple(notes)
+
+
+def list_step_notes(stepping: Stepping) -> tuple[str, ...]:
+    """What fresh statistics on the way to the budget did, or why there were none."""
+    if stepping.skipped:
+        return (f"compressed in one step: {stepping.skipped}",)
+    if stepping.one is None or stepping.several is None:
+        return ()
+    kept = "were kept" if stepping.kept else "were not kept"
+    return (
+        f"compressed in steps: on held-out examples the output changed by {stepping.several:.2e}, in one step by "
+        f"{stepping.one:.2e}; the steps {kept}",
+    )
 
 
 def list_joint_notes(joint: Joint) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bottleneck_opt.alternating import affordable_rounds, improve_projection, make_target
 from bottleneck_opt.factorization import (
     Factors,
     ReduceFit,
@@ -86,7 +87,18 @@ class TiedFit:
         weight = weight_in_order(part, self.order)
         if rank > len(projection):
             return factor_exactly(weight)
-        return fit_factors(weight, covariance_in_order(part, self.order), projection[:rank])
+        covariance = covariance_in_order(part, self.order)
+        first, rounds = projection[:rank], self._rounds(weight, rank)
+        if rounds:
+            first = improve_projection(make_target(weight, covariance, part.curvature()), first, rounds=rounds)
+        return fit_factors(weight, covariance, first)
+
+    def _rounds(self, weight: Tensor, rank: int) -> int:
+        """None for a grouped layer: what is best for each group alone need not be for all, whose errors add up."""
+        if self.site.layer.groups > 1:
+            return 0
+        out, groups, width = weight.shape
+        return affordable_rounds(self.site.rounds, out=out, width=groups * width, rank=rank)
 
 
 def fit_tied(site: Site, order: Order, ranks: Sequence[int]) -> TiedFit:

@@ -188,13 +188,13 @@ def find_layers(model: nn.Module, paths: Sequence[str]) -> dict[str, LayerSpec]:
     return found
 
 
-def split_data(data: CalibrationData) -> tuple[CalibrationData, CalibrationData]:
-    """Four fifths of the examples to fit, and every fifth to judge by."""
+def split_data(data: CalibrationData, fold: int = 0) -> tuple[CalibrationData, CalibrationData]:
+    """Four fifths of the examples to fit, and every fifth to judge by, from number ``fold`` on."""
     parts: tuple[list[Inputs], list[Inputs]] = [], []
     first = 0
     for batch in data.batches:
         size = batch_size(batch)
-        held = torch.arange(first, first + size, device="cpu") % HELD_OUT == 0
+        held = torch.arange(first, first + size, device="cpu") % HELD_OUT == fold
         for part, keep in zip(parts, (~held, held), strict=True):
             if keep.any():
                 part.append(_choose(batch, keep, size))

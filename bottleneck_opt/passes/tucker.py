@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bottleneck_opt.alternating import affordable_rounds, improve_projection, make_target
 from bottleneck_opt.factorization import TuckerFactors, fit_tucker, list_tucker_losses
 from bottleneck_opt.sites import Option, Site, Skip, Weights, break_even, rank_steps
 from bottleneck_opt.tied import find_tied_obstacle
@@ -77,7 +78,13 @@ class _Fit:
         if ranks == (site.layer.in_channels, site.layer.out_channels):
             ones = [torch.eye(rank, dtype=weight.dtype, device="cpu") for rank in ranks]
             return TuckerFactors(ones[0], weight, ones[1])
-        return fit_tucker(weight, site.covariance(), site.curvature(), self.projection[:before], after)
+        covariance, curvature, first = site.covariance(), site.curvature(), self.projection[:before]
+        out, offsets, width = weight.shape
+        rounds = affordable_rounds(site.rounds, out=out, width=offsets * width, rank=before)
+        if rounds:
+            target = make_target(weight, covariance, curvature)
+            first = improve_projection(target, first, rounds=rounds, after=after)
+        return fit_tucker(weight, covariance, curvature, first, after)
 
 
 def _option(fit: _Fit, ranks: tuple[int, int], loss: float) -> Option:

@@ -83,7 +83,7 @@ def test_pruning_reaches_the_same_macs(problem: Problem) -> None:
 
 
 def test_composed_stages_give_what_optimize_gives(problem: Problem) -> None:
-    composed = METHODS["factors, refitted"](problem, 0.5)
+    composed = METHODS["factors only"](problem, 0.5)
     ours = bo.optimize(
         problem.original, problem.example, calibration=problem.calibration, budget=0.5, passes=FACTORS,
         recipe=bo.Recipe(joint=0), seed=problem.draw, progress=False,

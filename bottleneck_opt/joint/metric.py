@@ -23,7 +23,8 @@ WIDEST = 2048
 class Metric:
     """Cholesky factors of ``G (groups, out, out)`` and of ``S (groups, width, width)`` of each layer.
 
-    ``S`` is the second moment of the layer's input patches, whose first entry is a constant if it has a bias.
+    ``S`` is the second moment of the layer's input patches, whose first entry is a constant if it has a bias. Of
+    patches with more than 2,048 entries only the diagonal is kept ``(groups, width)``.
     """
 
     outer: Mapping[str, Tensor]
@@ -34,15 +35,16 @@ class Metric:
         found = {}
         for path, each in vector.items():
             outer, inner = self.outer[path], self.inner[path]
-            found[path] = outer @ (outer.mT @ each @ inner) @ inner.mT
+            felt = outer @ (outer.mT @ each)
+            found[path] = felt * inner[:, None] if inner.dim() == 2 else felt @ inner @ inner.mT
         return found
 
     def solve(self, vector: Vector) -> dict[str, Tensor]:
         """``G^-1 D S^-1`` for each layer's part D."""
         found = {}
         for path, each in vector.items():
-            half = torch.cholesky_solve(each, self.outer[path])
-            found[path] = torch.cholesky_solve(half.mT, self.inner[path]).mT
+            half, inner = torch.cholesky_solve(each, self.outer[path]), self.inner[path]
+            found[path] = half / inner[:, None] if inner.dim() == 2 else torch.cholesky_solve(half.mT, inner).mT
         return found
 
 
@@ -88,10 +90,12 @@ def _factor_moment(layer: LayerSpec, inputs: Moments, *, biased: bool) -> Tensor
 
 
 def _factor_part(inputs: Moments, *, biased: bool) -> Tensor:
-    """The factor of ``E[x x^T]``, damped, with the bias's constant first; wide patches count as uncorrelated."""
+    """The factor of ``E[x x^T]``, damped, with the bias's constant first; of wide patches its diagonal."""
     width, mean = len(inputs.total), inputs.mean
-    known = inputs.outer is not None and width <= WIDEST
-    covariance = inputs.covariance() if known else inputs.variance * torch.eye(width, dtype=mean.dtype, device="cpu")
+    if inputs.outer is None or width > WIDEST:
+        moment = (inputs.variance + mean.square()).clamp_min(1e-12 + DAMPING * float(mean.square().mean()))
+        return torch.cat([moment.new_ones(1), moment]) if biased else moment
+    covariance = inputs.covariance()
     covariance.diagonal().add_(DAMPING * float(covariance.diagonal().mean() + mean.square().mean()) or 1.0)
     if not biased:
         return cholesky(covariance + torch.outer(mean, mean))

@@ -33,7 +33,7 @@ class Recovery:
         flip: Flip pictures left to right at random.
         features: Follow the original inside too, at the outputs of the blocks that hold rewritten layers.
         reestimate_norms: Measure the batch norms' statistics again in the end, kept where that helps.
-        seed: Of the order of examples, the held-out ones, crops and flips.
+        seed: Of the order of examples, crops and flips.
         loss: ``loss(student_output, teacher_output, inputs) -> scalar Tensor`` in place of the squared difference.
         checkpoint: File to go on from when it exists, written at every look and in the end.
 

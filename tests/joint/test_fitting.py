@@ -13,6 +13,7 @@ from bottleneck_opt.joint.fitting import Effort, Joint, find_layers, fit_jointly
 from bottleneck_opt.joint.metric import measure_metric
 from bottleneck_opt.joint.problem import Problem, square
 from bottleneck_opt.joint.vectors import add, dot
+from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.rewriting import correct_layers
@@ -197,3 +198,13 @@ def test_a_run_with_it_is_nearer_and_the_same_twice() -> None:
     assert changes[1] == changes[2]
     assert any("recipe= leaves it out" in note for note in runs[0].notes)
     assert any("fitted together to" in note for note in runs[1].notes)
+
+
+def test_a_layer_with_very_wide_inputs_is_fitted_in_little_memory() -> None:
+    net = seeded(lambda: nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 32, 3)))
+    seen, layers = data(noise(10, 2, 32, 32)), {"3": LayerSpec("linear", "Linear", 4096, 3)}
+    metric = measure_metric(net, layers, seen, (OutputScale(1.0, 3.0, 1),), seed=0)
+    assert metric.inner["3"].shape == (1, 4097)
+    direction = {"3": noise(1, 3, 4097)}
+    back = metric.solve(metric.apply(direction))["3"]
+    torch.testing.assert_close(back, direction["3"])

@@ -460,16 +460,25 @@ def test_what_is_no_module_is_refused(wrong: Any) -> None:
 
 
 def test_the_prediction_is_near_the_measured_change() -> None:
-    result = run(seeded(Residual), noise(1, 3, 8, 8), calibration=noise(64, 3, 8, 8, seed=1), budget=0.8)
+    result = run(
+        seeded(Residual), noise(1, 3, 8, 8), calibration=noise(64, 3, 8, 8, seed=1), budget=0.8,
+        passes=["reduce", "expand", "tucker", "spatial"], recipe=Recipe(joint=0),
+    )  # fmt: skip
     check = result.verification
-    parts = (*result.plan.steps, *result.plan.selections)
-    assert check.predicted_change == pytest.approx(sum(part.predicted_loss for part in parts))
+    assert check.predicted_change == pytest.approx(sum(step.predicted_loss for step in result.plan.steps))
     assert 0 < measured(check) < 1
     assert measured(check) / 4 < check.predicted_change < measured(check) * 4
     assert check.examples == 64
     assert check.speed is not None
     assert check.speed.before > 0
     assert check.agreement is not None
+
+
+def test_the_prediction_counts_dropped_channels_too() -> None:
+    result = run(seeded(Residual), noise(1, 3, 8, 8), calibration=noise(64, 3, 8, 8, seed=1), budget=0.5)
+    parts = (*result.plan.steps, *result.plan.selections)
+    assert result.plan.selections
+    assert result.verification.predicted_change == pytest.approx(sum(part.predicted_loss for part in parts))
 
 
 def test_less_budget_changes_the_output_more() -> None:

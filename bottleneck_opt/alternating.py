@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bottleneck_opt.factorization import cholesky, keep_best, solve_second
 
-MOST_MACS = 2e10
+MOST_MACS = 1e10
 """Multiply-adds spent on one layer, a second or two of a core. Where one round costs more, none is made."""
 STEPS = 8
 TOLERANCE = 1e-10

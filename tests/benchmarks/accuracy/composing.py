@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+import bottleneck_opt as bo
 from bottleneck_opt.allocation import allocate
 from bottleneck_opt.applying import apply_plan
 from bottleneck_opt.errors import BudgetError
@@ -72,7 +73,9 @@ def compose(problem: Problem, recipe: Recipe, budget: float) -> nn.Module:
 def _propose(problem: Problem, recipe: Recipe) -> list[Proposal]:
     """The options of every layer, which are the same for all budgets."""
     subject = problem.subject
-    sites = make_sites(subject.working, subject.traced, subject.candidates, _degrade(problem, recipe))
+    sites = make_sites(
+        subject.working, subject.traced, subject.candidates, _degrade(problem, recipe), rounds=bo.Recipe().rounds
+    )
     passes = [each for each in find_passes(recipe.passes) if isinstance(each, Pass)]
     return propose(sites, passes, ("macs",))
 

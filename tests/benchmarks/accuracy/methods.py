@@ -25,20 +25,25 @@ RECOVERED = "+recovery"
 BUILT_IN = tuple(each.name for each in find_passes(None))
 
 
-def _optimize(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> Result:
+def _optimize(
+    problem: Problem, budget: float, passes: tuple[str, ...] | None = None, recipe: bo.Recipe | None = None
+) -> Result:  # fmt: skip
     return bo.optimize(
         problem.original,
         problem.example,
         calibration=problem.calibration,
         budget=budget,
         passes=passes,
+        recipe=recipe,
         seed=problem.draw,
         progress=False,
     )
 
 
-def _ours(problem: Problem, budget: float, passes: tuple[str, ...] | None = None) -> nn.Module:
-    return _optimize(problem, budget, passes).model
+def _ours(
+    problem: Problem, budget: float, passes: tuple[str, ...] | None = None, recipe: bo.Recipe | None = None
+) -> nn.Module:  # fmt: skip
+    return _optimize(problem, budget, passes, recipe).model
 
 
 def _ours_recovered(problem: Problem, budget: float) -> nn.Module:
@@ -98,6 +103,8 @@ ABLATIONS: Mapping[str, Method] = {
     "no tucker": _composed(Recipe(passes=_without("tucker"))),
     "no spatial": _composed(Recipe(passes=_without("spatial"))),
     **({"no select": partial(_ours, passes=_without("select"))} if "select" in BUILT_IN else {}),
+    "no rounds": partial(_ours, recipe=bo.Recipe(rounds=0)),
+    "in two steps": partial(_ours, recipe=bo.Recipe(steps=2)),
     "svd, refitted": _composed(Recipe(passes=(WeightSvd(),), allocation=False)),
     "tucker2, refitted": _composed(Recipe(passes=(WeightTucker(),), allocation=False)),
     "one-sided, refitted": _composed(Recipe(passes=("reduce", "expand"), curvature=False, allocation=False)),

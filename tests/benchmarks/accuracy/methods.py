@@ -103,7 +103,7 @@ ABLATIONS: Mapping[str, Method] = {
     "no tucker": _composed(Recipe(passes=_without("tucker"))),
     "no spatial": _composed(Recipe(passes=_without("spatial"))),
     **({"no select": partial(_ours, passes=_without("select"))} if "select" in BUILT_IN else {}),
-    "no rounds": partial(_ours, recipe=bo.Recipe(rounds=0)),
+    "in three rounds": partial(_ours, recipe=bo.Recipe(rounds=3)),
     "in two steps": partial(_ours, recipe=bo.Recipe(steps=2)),
     "svd, refitted": _composed(Recipe(passes=(WeightSvd(),), allocation=False)),
     "tucker2, refitted": _composed(Recipe(passes=(WeightTucker(),), allocation=False)),

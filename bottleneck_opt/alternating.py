@@ -11,6 +11,15 @@ T_pq H_pq) kron C``, as ``S`` is close to ``T kron C``. With P given, the others
 
 Source: alternating least squares for a bilinear model (Jaderberg et al. 2014, scheme 2, without the two-sided metric),
 preconditioned as in Van Loan 2000.
+
+Measured on toys (8 to 10 channels, 3x3): before any round 0.1 to 23 % above the best of five random starts, after three
+at most 5.3 %, in all but 5 of 32 below 1 %.
+
+Measured on whole networks, three rounds over none, 64 unlabelled inputs, one training each; change of the test outputs
+(mean KL, squared change for the denoiser), geometric mean over draws. Without the joint fit at 0.25 and 0.15 of the
+multiply-adds: VGG (3 draws) 0.83 and 1.02, ResNet (2) 0.90 and 1.02, denoiser (1) 0.77 at 0.25 (28.09 -> 28.41 dB).
+With it: VGG 1.07 and 1.22, with 0.1 and 0.2 points less accuracy; denoiser 0.91 at 0.25 (29.45 -> 29.47 dB). On the VGG
+the joint fit was turned down on the held-out examples more often after rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ from torch import Tensor
 
 from bottleneck_opt.factorization import cholesky, keep_best, solve_second
 
-MOST_MACS = 2e10
+MOST_MACS = 1e10
 """Multiply-adds spent on one layer, a second or two of a core. Where one round costs more, none is made."""
 STEPS = 8
 TOLERANCE = 1e-10

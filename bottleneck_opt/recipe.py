@@ -15,8 +15,10 @@ class Recipe:
         curvature: Weigh each layer's error by what the model's output feels of it. Without, it is the layer's own
             squared error.
         refit: Fit the last factor of each rewritten layer again to what the original layer gave.
-        rounds: In how many rounds the first factor and the others of a chosen option are fitted in turn. Fewer, or
-            none, for layers with patches so wide that it would take seconds (:mod:`bottleneck_opt.alternating`).
+        rounds: In how many rounds the first factor and the others of a chosen option are fitted in turn; 3 get most of
+            it. Fewer, or none, for layers with patches so wide that it would take seconds. Worth most where ``joint``
+            is left out, as for large models; with it a denoiser gained and a small classifier did better with 0
+            (:mod:`bottleneck_opt.alternating` has the numbers).
         steps: How many plans to make on the way to the budget, each with fresh statistics of the one before
             (:mod:`bottleneck_opt.stepping`). Each costs about as much as calibration.
         joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes

@@ -18,6 +18,7 @@ from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step, propose
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.refitting import refit
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.sites import Pass, Weights
@@ -73,7 +74,8 @@ def compose(problem: Problem, mixture: Mixture, budget: float) -> nn.Module:
 def _propose(problem: Problem, mixture: Mixture) -> list[Proposal]:
     """The options of every layer, which are the same for all budgets."""
     subject = problem.subject
-    sites = make_sites(subject.working, subject.traced, subject.candidates, _degrade(problem, mixture))
+    statistics, rounds = _degrade(problem, mixture), Recipe().rounds
+    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics, rounds=rounds)
     passes = [each for each in find_passes(mixture.passes) if isinstance(each, Pass)]
     return propose(sites, passes, ("macs",))
 

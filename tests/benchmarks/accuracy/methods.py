@@ -100,6 +100,8 @@ ABLATIONS: Mapping[str, Method] = {
     "no refit": partial(_ours, recipe=Recipe(refit=False)),
     "no joint fit": partial(_ours, recipe=Recipe(joint=0)),
     "no refit nor joint fit": partial(_ours, recipe=Recipe(refit=False, joint=0)),
+    "no rounds": partial(_ours, recipe=Recipe(rounds=0)),
+    "in two steps": partial(_ours, recipe=Recipe(steps=2)),
     "no select": partial(_ours, passes=_without("select")),
     "no tucker": partial(_ours, passes=_without("tucker")),
     "no spatial": partial(_ours, passes=_without("spatial")),

@@ -32,6 +32,7 @@ class Allocation:
         gap: The best possible choice loses at most this much less.
         met: Whether the cost is within the budget.
         kept: How many channels stay on each joined link where some are dropped, by the consumer's path.
+        thinned: How many lists of joint options were thinned out.
         shared: The bottlenecks that several layers read.
     """
 
@@ -41,6 +42,7 @@ class Allocation:
     gap: float
     met: bool
     kept: Mapping[str, int] = field(default_factory=dict)
+    thinned: int = 0
     shared: tuple[SharedOption, ...] = ()
 
 
@@ -52,7 +54,8 @@ def allocate(
 
     One limit is solved exactly; two by a weighted sum of both whose weight is bisected (surrogate relaxation, Glover
     1975), then repaired, with the gap to the relaxation's bound reported. Layers that are joined by links are listed
-    together (:mod:`bottleneck_opt.menus`); of very long chains the lists are thinned out, with the gap reported.
+    together (:mod:`bottleneck_opt.menus`); lists that grow too
+    long are thinned out, and how many were is said: ``gap`` knows nothing of what was left out there.
 
     Args:
         proposals: The options of every site.
@@ -143,7 +146,8 @@ def _result(indices: Sequence[int], table: _Table, limits: Mapping[str, int], *,
     met = all(getattr(cost, unit) <= limit for unit, limit in limits.items())
     options = tuple(chosen[proposal.site.path] for proposal in table.proposals)
     shared = tuple(pick.shared for pick in picks if pick.shared is not None)
-    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks), shared)
+    thinned = sum(not menu.exact for menu in table.menus)
+    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks), thinned, shared)
 
 
 def _dropped(menus: Sequence[Menu], picks: Sequence[Pick]) -> dict[str, int]:

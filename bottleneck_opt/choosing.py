@@ -146,7 +146,8 @@ def choose_options(
         second = allocate(
             dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
         )  # fmt: skip
-    return Choice(dropped.proposals, replace(second, loss=second.loss + dropped.loss), dropped.selections)
+    second = replace(second, loss=second.loss + dropped.loss, thinned=first.thinned)
+    return Choice(dropped.proposals, second, dropped.selections)
 
 
 def _propose(

@@ -64,6 +64,9 @@ def list_notes(
         )
     if allocation.gap > 0:
         notes.append(f"the choice of ranks may lose up to {allocation.gap:.2e} more than the best choice")
+    if allocation.thinned:
+        lists = f"{allocation.thinned} list{'s' if allocation.thinned > 1 else ''} of joint options"
+        notes.append(f"{lists} grew too long and kept the best at each cost: near the best choice, not proven")
     return tuple(notes)
 
 

@@ -180,3 +180,13 @@ def test_two_budgets_hold_at_once_with_shared_bottlenecks() -> None:
     proposals, shares, total = offer_shared()
     limits = {"macs": total.macs // 2, "params": total.params // 2}
     assert allocate(proposals, total, limits, contract=True, shares=shares).met
+
+
+def test_lists_that_were_thinned_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposals, joints, total = offer()
+    limits = {"macs": total.macs // 2}
+    assert allocate(proposals, total, limits, contract=True, joints=joints).thinned == 0
+    monkeypatch.setattr("bottleneck_opt.menus.MOST_SUMS", 4)
+    found = allocate(proposals, total, limits, contract=True, joints=joints)
+    assert found.thinned == 1
+    assert found.met

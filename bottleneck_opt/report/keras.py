@@ -159,7 +159,10 @@ def _join(path: str, name: str) -> str:
 def render_keras(summary: ModelSummary) -> str:
     """The table as plain text of 88 columns."""
     text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None, highlight=False, legacy_windows=False).print(draw_keras(summary))
+    console = Console(
+        file=text, width=WIDTH, color_system=None, highlight=False, legacy_windows=False, force_jupyter=False
+    )
+    console.print(draw_keras(summary))
     return text.getvalue()
 
 

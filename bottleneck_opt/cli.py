@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from bottleneck_opt.errors import BottleneckOptError, RanksError
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
-from bottleneck_opt.report import profile_json, report_json
+from bottleneck_opt.report import draw_keras, profile_json, report_json
 from bottleneck_opt.sources import find_function, find_model, one_line, read_calibration_file, read_shape
 from bottleneck_opt.version import __version__
 
@@ -54,6 +55,13 @@ Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pic
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 _INTERRUPTED = 130
+
+
+class Style(str, Enum):
+    """How the profile command prints."""
+
+    COST = "cost"
+    KERAS = "keras"
 
 
 @app.callback(invoke_without_command=True)
@@ -143,9 +151,21 @@ def calibrate_command(
 
 
 @app.command("profile")
-def profile_command(model: Model, weights: Weights = None, input_shape: Shape = None, as_json: AsJson = False) -> None:
+def profile_command(
+    model: Model,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    style: Annotated[Style, typer.Option(help="cost: what each layer costs; keras: as model.summary().")] = Style.COST,
+    as_json: AsJson = False,
+) -> None:
     """Show where a model's multiply-adds, parameters and milliseconds are."""
-    table = profile(find_model(model, weights), None if input_shape is None else read_shape(input_shape))
+    if as_json and style is not Style.COST:
+        raise typer.BadParameter(f"--json prints all numbers in one form; leave out --style {style.value}")
+    shape = None if input_shape is None else read_shape(input_shape)
+    table = profile(find_model(model, weights), shape, timed=style is Style.COST)
+    if style is Style.KERAS:
+        Console(highlight=False).print(draw_keras(table.summary))
+        return
     typer.echo(profile_json(table.traced, table.milliseconds) if as_json else str(table))
 
 

@@ -13,7 +13,7 @@ from bottleneck_opt.diagrams import draw_model
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import is_without_values
 from bottleneck_opt.latency import time_modules
-from bottleneck_opt.report import render_profile
+from bottleneck_opt.report import ModelSummary, render_keras, render_profile, summarize_model
 from bottleneck_opt.tracing import prepare_trace, trace, trace_working, with_notes
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
@@ -25,12 +25,18 @@ class Profile:
     Attributes:
         traced: The recorded run with costs per node.
         milliseconds: Median milliseconds in each leaf module over all its calls, by path; empty when not timed.
+        summary: The layers with their weights.
         untimed: Why it was not timed; empty when it was.
     """
 
     traced: Traced
     milliseconds: Mapping[str, float]
+    summary: ModelSummary
     untimed: str = ""
+
+    def keras(self) -> str:
+        """The layers, output shapes and parameters in the look of Keras's ``model.summary()``."""
+        return render_keras(self.summary)
 
     def __str__(self) -> str:
         if self.untimed:
@@ -40,12 +46,13 @@ class Profile:
     __repr__ = __str__
 
 
-def profile(model: nn.Module, inputs: Any = None) -> Profile:
+def profile(model: nn.Module, inputs: Any = None, *, timed: bool = True) -> Profile:
     """MACs, parameters, share of the total and measured milliseconds for each layer.
 
     Args:
         model: Any module; a copy is run, in eval mode.
         inputs: One example call; None infers it.
+        timed: Whether to measure milliseconds.
 
     Raises:
         ModelError, InputError: As for :func:`trace`.
@@ -59,10 +66,13 @@ def profile(model: nn.Module, inputs: Any = None) -> Profile:
     with undisturbed():
         working, example, notes = prepare_trace(model, inputs)
         traced = with_notes(trace_working(working, example), notes)
+        summary = summarize_model(unwrap_model(model), working, traced)
+        if not timed:
+            return Profile(traced, {}, summary, "not asked for")
         if is_without_values(working):
-            return Profile(traced, {}, "a model on the meta device holds no values to compute with")
+            return Profile(traced, {}, summary, "a model on the meta device holds no values to compute with")
         paths = sorted({node.path for node in traced.structure.nodes if node.kind == "module"})
-        return Profile(traced, time_modules(working, example, paths))
+        return Profile(traced, time_modules(working, example, paths), summary)
 
 
 def draw(model: nn.Module, inputs: Any = None) -> graphviz.Digraph:

@@ -2,14 +2,14 @@
 
 A 5x5 convolution from 192 to 32 channels on a 28x28 picture costs 120,422,400 multiply-adds. If everything it needs
 lies in 16 directions of the 192 channels, a 1x1 convolution to 16 channels can go first, and both together cost
-12,443,648. Here the dense layer's weights are made so that this is true; ``optimize`` is not told, and finds it.
+12,443,648: fewer channels inside, the same feature map outside. Here the dense layer's weights are made so that this is
+true; ``optimize`` is not told, and finds it.
 
-Run: python examples/bottleneck.py [folder]
+Run: python examples/bottleneck.py
 """
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 import bottleneck_opt as bo
+from bottleneck_opt.diagrams import render_file
 
+PICTURES = Path(__file__).parent / "pictures"
 HIDDEN_RANK = 16
 
 
@@ -36,18 +38,24 @@ def planted_layer() -> DenseLayer:
     return DenseLayer(OrderedDict(conv=layer, relu=nn.ReLU()))
 
 
-def main(folder: Path) -> bo.Result:
-    """Find the bottleneck, print what changed, and write the pictures."""
-    pictures = torch.randn(16, 192, 28, 28)
+def main(pictures: Path = PICTURES) -> bo.Result:
+    """Find the bottleneck, print what changed, and draw the layer before and after."""
+    features = torch.randn(8, 192, 28, 28, generator=torch.Generator().manual_seed(0))
     result = bo.optimize(
-        planted_layer(), pictures[:1], calibration=pictures, budget="macs=12443648", passes=["reduce"], progress=False
+        planted_layer(), features[:1], calibration=features, budget="macs=12443648", passes=["reduce"], progress=False
     )
-    print(result)
-    print(f"{result.before.cost.macs:,} -> {result.after.cost.macs:,} multiply-adds")
-    result.save(folder)
-    print(f"the picture: {folder / 'diff.svg'}")
+    print("        layer              output    multiply-adds  parameters")
+    for name, run in (("before", result.before), ("after", result.after)):
+        for node in run.structure.nodes:
+            if node.layer:
+                kernel, shape = "x".join(map(str, node.layer.kernel)), "x".join(map(str, node.output_shapes[0][1:]))
+                print(f"{name:6}  {node.path:11}  {kernel:4}  {shape:9}  {node.cost.macs:12,}  {node.cost.params:10,}")
+    before, after = result.before.cost.macs, result.after.cost.macs
+    print(f"{before:,} -> {after:,} multiply-adds, {before / after:.2f} times fewer")
+    print(f"the output changed by {result.verification.measured_change:.0e} of its variance")
+    render_file(result.draw("diff"), pictures / "bottleneck.svg")
     return result
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/bottleneck"))
+    main()

@@ -117,6 +117,18 @@ def test_profile_prints_a_table_or_json(net: str, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["total"]["macs"] == 64 * 9 * (3 * 16 + 16 * 16)
 
 
+def test_profile_prints_the_summary_that_keras_prints(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile", net, "--input", "1x3x8x8", "--style", "keras") == 0
+    printed = capsys.readouterr().out
+    assert "(None, 16, 8, 8)" in printed
+    assert "Total params: 2,768 (10.81 KB)" in printed
+
+
+def test_the_look_of_keras_is_not_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile", net, "--input", "1x3x8x8", "--style", "keras", "--json") == 2
+    assert "leave out --style keras" in capsys.readouterr().err
+
+
 def test_draw_writes_the_picture(net: str, tmp_path: Path) -> None:
     assert run("draw", net, "--input", "1x3x8x8", "-o", tmp_path / "net.dot") == 0
     assert "conv 3x3" in (tmp_path / "net.dot").read_text(encoding="utf-8")

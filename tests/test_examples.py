@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import runpy
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from bottleneck_opt import Result
-from tests.networks import measured
 
 
 class Small(nn.Sequential):
@@ -23,23 +20,6 @@ class Small(nn.Sequential):
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def load_example(name: str) -> ModuleType:
-    """An example as a module, without running its main part."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_bottleneck_example_finds_the_planted_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = load_example("bottleneck").main(tmp_path / "out")
-    assert "120,422,400 -> 12,443,648 multiply-adds" in capsys.readouterr().out
-    assert [step.ranks for step in result.plan.steps] == [(16,)]
-    assert measured(result.verification) < 1e-5
 
 
 def test_own_pass_example_rewrites_a_linear(capsys: pytest.CaptureFixture[str]) -> None:

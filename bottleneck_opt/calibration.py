@@ -22,6 +22,7 @@ from bottleneck_opt.calibration_data import CalibrationData, cut_batch, largest_
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
+from bottleneck_opt.kernels import by_offset, to_plain
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sampling import OUTER_LIMIT, Sampling, choose_probes
@@ -59,12 +60,15 @@ def collect_statistics(
     """
     if not data.batches:
         raise ValueError("no batches to collect statistics from")
-    sums = _prepare_sums(layers, sampling, storage or Storage(), ranks)
+    telling = _find_telling(working, layers)
+    sums = _prepare_sums(layers, telling, sampling, storage or Storage(), ranks)
     modules = {path: _find_modules(working, (names or {}).get(path, (path,))) for path in layers}
     walk = _Walk(working, data.batches, tuple(sums.values()), sampling, ranks, advance)
     with _hooks(modules, {path: each.watch for path, each in sums.items()}):
         found = walk.forward()
     scales = scales or found
+    if not layers:
+        return Statistics({}, data.examples, scales)
     with _hooks(modules, {path: each.tap for path, each in sums.items()}), torch.enable_grad():
         walk.backward(scales)
     layers_found = {path: each.finish() for path, each in sums.items()}
@@ -72,8 +76,22 @@ def collect_statistics(
     return Statistics(layers_found, data.examples, scales)
 
 
+def _find_telling(working: nn.Module, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:
+    """Weights ``(out, offsets, in)`` of the layers that make more channels of less: the covariance of what goes in
+    tells that of what comes out, in less time than the outputs' own products take.
+    """
+    return {
+        path: by_offset(to_plain(layer, module.get_parameter("weight").detach()))
+        for path, layer in layers.items()
+        if layer.offsets * layer.in_channels <= min(OUTER_LIMIT, layer.out_channels)
+        and layer.groups == 1
+        and not layer.subclass
+        and "weight" in (module := working.get_submodule(path))._parameters
+    }
+
+
 def _prepare_sums(
-    layers: Mapping[str, LayerSpec], sampling: Sampling, storage: Storage, ranks: Ranks
+    layers: Mapping[str, LayerSpec], telling: Mapping[str, Tensor], sampling: Sampling, storage: Storage, ranks: Ranks
 ) -> dict[str, LayerSums]:
     """Empty sums of each layer; each is added up by one rank."""
     widths = [layer.offsets * layer.in_channels for layer in layers.values()]
@@ -84,8 +102,9 @@ def _prepare_sums(
     sums = {}
     for (path, layer), width, owner in zip(layers.items(), widths, owners, strict=True):
         of_inputs = MomentSums(width, next(inputs) if width <= OUTER_LIMIT else None)
-        of_outputs = MomentSums(layer.out_channels, next(outputs))
-        sums[path] = LayerSums(path, layer, sampling, of_inputs, of_outputs)
+        weight = telling.get(path)
+        of_outputs = MomentSums(layer.out_channels, next(outputs), told=weight is not None)
+        sums[path] = LayerSums(path, layer, sampling, of_inputs, of_outputs, weight=weight)
         sums[path].share(ranks, owner)
     return sums
 
@@ -150,15 +169,18 @@ class _Walk:
     def backward(self, scales: Sequence[OutputScale]) -> None:
         """Feel what the output makes of a change at the layers, a few examples at a time."""
         device = _home(self.working)[0]
+        most = self._choose_most()
 
         def feel(batch: Inputs, first: int, what: str) -> None:
             example = first
-            for part in self._cut(batch):
+            for part in (cut_batch(batch, most) if most else None) or [batch]:
                 anchor = torch.zeros((), requires_grad=True, device=device)
                 for each in self.sums:
                     each.start_gradients(anchor, example)
                 self._probe(part, anchor, scales, example)
                 example += batch_size(part)
+            for each in self.sums:
+                each.end_gradients()
 
         for _ in self._rounds(feel):
             pass
@@ -174,13 +196,17 @@ class _Walk:
             for each in self.sums:
                 each.end_probe(batch_size(batch))
 
-    def _cut(self, batch: Inputs) -> list[Inputs]:
-        """The batch in parts whose activations may be kept; whole where its examples do not stand by themselves."""
+    def _choose_most(self) -> int | None:
+        """Examples whose activations may be kept at once; None where the examples of a batch cannot be told apart."""
         most = self.sampling.together
-        parts = cut_batch(batch, most) if most is not None else None
-        if parts is None or len(parts) == 1 or not _are_independent(self.working, batch, parts[0]):
-            return [batch]
-        return parts
+        if most is None:
+            return None
+        device, dtype = _home(self.working)
+        batch = place_batch(max(self.batches, key=batch_size), device=device, dtype=dtype)
+        pairs, singles = cut_batch(batch, 2 * most), cut_batch(batch, most)
+        if pairs is None or singles is None or len(singles) == 1:
+            return most
+        return most if _are_independent(self.working, pairs[0], singles[0]) else None
 
     def _rounds(self, run: Callable[[Inputs, int, str], T]) -> Iterator[T]:
         """Run all batches, as many at once as there are ranks; what each gave, in batch order, at all ranks."""

@@ -23,11 +23,16 @@ def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
     index = positions.to(y.device)
     if layer.kind == LINEAR:
         rows = y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])
-        return rows.index_select(1, index).reshape(-1, y.shape[-1])
+        return _select(rows, 1, index).reshape(-1, y.shape[-1])
     axes = len(layer.kernel)
     channels = y.shape[-axes - 1]
     flat = y.reshape(-1, channels, math.prod(y.shape[-axes:]))
-    return flat.index_select(2, index).transpose(1, 2).reshape(-1, channels)
+    return _select(flat, 2, index).transpose(1, 2).reshape(-1, channels)
+
+
+def _select(values: Tensor, axis: int, index: Tensor) -> Tensor:
+    """The entries of these numbers, which are in order; the values themselves where that is all of them."""
+    return values if len(index) == values.shape[axis] else values.index_select(axis, index)
 
 
 def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from bottleneck_opt.probing import Arguments, capture_operation
 from bottleneck_opt.sampling import CURVATURE_POSITIONS, Sampling
 from bottleneck_opt.spilling import Matrix, open_matrix
 
-_ROWS = 512
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,20 @@ class OutputSums:
 
 
 class MomentSums:
-    """:class:`Moments` while they grow. Outer products are kept in the upper blocks until all samples are in."""
+    """:class:`Moments` while they grow. Outer products are kept in the upper blocks until all samples are in.
 
-    def __init__(self, width: int, outer: Matrix | None) -> None:
-        self._count, self._squares = 0, 0.0
+    They are taken around the mean of the first samples, so that a large mean drowns nothing, and moved at the end.
+
+    Args:
+        width: Entries of a sample.
+        outer: Where outer products are collected; None collects none.
+        told: Their covariance is told at the end: samples are not multiplied.
+    """
+
+    def __init__(self, width: int, outer: Matrix | None, *, told: bool = False) -> None:
+        self._count, self._squares, self._told = 0, 0.0, told
         self._total = torch.zeros(width, dtype=torch.float64, device="cpu")
+        self._center: Tensor | None = None
         self._outer = outer
 
     @property
@@ -71,39 +80,60 @@ class MomentSums:
         return self._outer is not None
 
     def add(self, samples: Tensor) -> None:
-        """Add samples ``(n, d)``. Products run in the samples' precision, around their mean; sums in float64."""
-        exact = samples.double()
-        total = exact.sum(0).cpu()
+        """Add samples ``(n, d)``. Products run in the samples' precision, sums in float64."""
+        total = samples.sum(0, dtype=torch.float64)
         self._count += len(samples)
-        self._total += total
-        self._squares += float(exact.square().sum())
-        if self._outer is not None:
-            del exact
-            _add_products(open_matrix(self._outer), samples, total)
+        self._total += total.cpu()
+        self._squares += float(torch.linalg.vector_norm(samples, dtype=torch.float64).square())
+        if self._outer is None or self._told:
+            return
+        if self._center is None:
+            self._center = (total / max(len(samples), 1)).to(samples)
+        _add_products(open_matrix(self._outer), samples - self._center)
 
-    def finish(self, ranks: Ranks, owner: int) -> Moments:
-        """The sums over all samples, as the rank that added them up has them, at all ranks."""
+    def finish(self, ranks: Ranks, owner: int, covariance: Tensor | None = None) -> Moments:
+        """The sums over all samples, as the rank that added them up has them, at all ranks.
+
+        Args:
+            ranks: Who shares the work.
+            owner: The rank that added them up.
+            covariance: That of the samples ``(d, d)``, where it is told.
+        """
         self._count, self._squares = ranks.broadcast((self._count, self._squares), source=owner)
         ranks.broadcast_into(self._total, source=owner)
         if self._outer is not None:
             outer = open_matrix(self._outer)
-            if ranks.rank == owner:
-                _mirror(outer)
+            if covariance is not None:
+                mean = self._total / max(self._count, 1)
+                outer.copy_(covariance).addr_(mean, mean).mul_(self._count)
+            elif self._center is not None:
+                _complete(outer, self._center.double().cpu(), self._total, self._count)
             ranks.broadcast_into(outer, source=owner)
         return Moments(self._count, self._total, self._squares, self._outer)
 
 
-def _add_products(outer: Tensor, samples: Tensor, total: Tensor) -> None:
-    """Add ``sum x x^T (d, d)`` of samples ``(n, d)``, centred on the way so that a large mean drowns nothing."""
-    center = (total / max(len(samples), 1)).to(samples)
-    centered = samples - center
-    middle = center.double().cpu()
-    shift = total - len(samples) * middle / 2
+def _add_products(outer: Tensor, samples: Tensor, *, scale: float = 1.0) -> None:
+    """Add ``scale * sum x x^T (d, d)`` of samples ``(n, d)``, to the upper blocks only."""
+    for start in range(0, len(outer), _ROWS):
+        rows, rest = slice(start, start + _ROWS), slice(start, None)
+        block, left, right = outer[rows, rest], samples[:, rows].T, samples[:, rest]
+        if block.dtype == samples.dtype and block.device == samples.device:
+            block.addmm_(left, right, alpha=scale)
+        else:
+            block.add_((left @ right).cpu(), alpha=scale)
+
+
+def _complete(outer: Tensor, center: Tensor, total: Tensor, count: int) -> None:
+    """Products around ``center`` in the upper blocks become products around zero everywhere.
+
+    ``sum x x^T = sum (x - c)(x - c)^T + s c^T + c s^T - n c c^T`` with ``s = sum x``.
+    """
+    shift = total - count / 2 * center
+    left, right = torch.stack([shift, center]), torch.stack([center, shift])
     for start in range(0, len(total), _ROWS):
         rows, rest = slice(start, start + _ROWS), slice(start, None)
-        block = outer[rows, rest]
-        block += (centered[:, rows].T @ centered[:, rest]).cpu()
-        block.addr_(shift[rows], middle[rest]).addr_(middle[rows], shift[rest])
+        outer[rows, rest].addmm_(left[:, rows].T, right[:, rest])
+    _mirror(outer)
 
 
 def _mirror(outer: Tensor) -> None:
@@ -123,18 +153,27 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Gradient:
-    """``sum g g^T (out, out)`` over some positions of one call, and how many stand for each of them."""
+    """``sum g g^T (out, out)`` over all positions and calls in one batch."""
 
     products: Tensor
-    scale: float
 
 
 class LayerSums:
-    """Running sums of one layer, fed by forward hooks."""
+    """Running sums of one layer, fed by forward hooks.
+
+    Args:
+        path: The layer.
+        layer: What it computes.
+        sampling: How much to look at.
+        inputs, outputs: Of what flows in and out.
+        weight: The weight ``(out, offsets, in)`` that makes the outputs' covariance of the inputs'; None collects it.
+    """
 
     def __init__(
-        self, path: str, layer: LayerSpec, sampling: Sampling, inputs: MomentSums, outputs: MomentSums
-    ) -> None:
+        self, path: str, layer: LayerSpec, sampling: Sampling, inputs: MomentSums, outputs: MomentSums, *,
+        weight: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self._weight = weight
         self._path, self._layer, self._sampling = path, layer, sampling
         self._inputs, self._outputs = inputs, outputs
         wide = layer.offsets * layer.in_channels if inputs.has_outer else 1
@@ -144,6 +183,7 @@ class LayerSums:
         self._generator = torch.Generator()
         self._anchor = torch.zeros((), device="cpu")
         self._felt = False
+        self._products: Tensor | None = None
         self._ranks, self._owner = ALONE, 0
         self._pending: list[_Samples | _Gradient] = []
 
@@ -193,8 +233,17 @@ class LayerSums:
 
     def _feel(self, gradient: Tensor, positions: Tensor, available: int) -> None:
         pixels = take_pixels(self._layer, gradient, positions)
-        self._take(_Gradient(pixels.T @ pixels, available / max(len(positions), 1)))
+        if self._products is None:
+            self._products = pixels.new_zeros(pixels.shape[1], pixels.shape[1])
+        _add_products(self._products, pixels, scale=available / max(len(positions), 1))
         self._felt = True
+
+    def end_gradients(self) -> None:
+        """Count what was felt in this batch."""
+        if self._products is not None:
+            _mirror(self._products)
+            self._take(_Gradient(self._products))
+            self._products = None
 
     def _take(self, part: _Samples | _Gradient) -> None:
         """Add it now, or keep it until all ranks have run their batch: sums are made in the order of the batches."""
@@ -208,7 +257,7 @@ class LayerSums:
             self._inputs.add(part.patches)
             self._outputs.add(part.pixels)
         else:
-            self._curvature += part.products.double().cpu() * part.scale
+            self._curvature += part.products.cpu()
 
     def exchange(self) -> None:
         """Add what all ranks saw in this round, at the rank that owns the layer."""
@@ -223,9 +272,16 @@ class LayerSums:
         """The statistics, at all ranks."""
         probes = sum(self._ranks.collect(self._probes))
         inputs = self._inputs.finish(self._ranks, self._owner)
-        outputs = self._outputs.finish(self._ranks, self._owner)
+        covariance = None if self._weight is None else _push_through(self._weight, inputs)
+        outputs = self._outputs.finish(self._ranks, self._owner, covariance)
         self._ranks.broadcast_into(self._curvature, source=self._owner)
         return LayerStatistics(inputs, outputs, self._curvature, probes)
+
+
+def _push_through(weight: Tensor, inputs: Moments) -> Tensor:
+    """Covariance of the outputs ``(out, out)``: what the weight ``(out, offsets, in)`` makes of the inputs'."""
+    flat = weight.double().cpu().flatten(1)
+    return flat @ inputs.covariance() @ flat.T
 
 
 def _see_operation(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[LayerSpec, Tensor]:

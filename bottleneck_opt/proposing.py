@@ -139,8 +139,8 @@ def propose(
     """
     proposals = []
     for site in sites:
-        proposals.append(ask_all(site, passes, units))
-        site.forget()
+        with site.remembering():
+            proposals.append(ask_all(site, passes, units))
         advance()
     return proposals
 

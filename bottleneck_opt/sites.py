@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -88,9 +89,15 @@ class Site:
         most = break_even(before=width, after=offsets * out)
         return fit_reduce(self.offset_weight, self.covariance(), self.curvature(), most=most)
 
-    def forget(self) -> None:
-        """Let go of what was computed for the passes; asked for again, it is computed again."""
-        self.__dict__.pop("reduced", None)
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep what several passes ask for, as long as the block runs: it is large."""
+        self.__dict__["_kept"] = {}
+        try:
+            yield
+        finally:
+            for name in ("_kept", "reduced"):
+                self.__dict__.pop(name, None)
 
     def as_consumer(self) -> Consumer:
         """Weight, covariance and curvature as :mod:`bottleneck_opt.common_factor` asks for them; without groups."""
@@ -124,8 +131,11 @@ class Site:
         return damp(self.statistics.mean_curvature())
 
     def covariance(self) -> Tensor:
-        """``S (offsets * in, offsets * in)``, shrunk. Raises ValueError where it was not collected."""
-        return shrink_in_place(self.statistics.inputs.covariance(), self._shrinkage)
+        """``S (offsets * in, offsets * in)``, shrunk; not to be written to. ValueError where it was not collected."""
+        kept: dict[str, Tensor] = self.__dict__.get("_kept", {})
+        if "covariance" not in kept:
+            kept["covariance"] = shrink_in_place(self.statistics.inputs.covariance(), self._shrinkage)
+        return kept["covariance"]
 
     def output_covariance(self) -> Tensor:
         """``W S W^T (out, out)`` with the shrunk S, from the outputs themselves, so that S is not needed."""

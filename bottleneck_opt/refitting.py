@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.errors import InputError
-from bottleneck_opt.factorization import cholesky
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import Inputs, batch_size
-from bottleneck_opt.kernels import by_offset, spread_groups, to_module
+from bottleneck_opt.kernels import to_module
+from bottleneck_opt.last_factor import HELD_OUT, Samples, refit_last
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.outcome import Correction
 from bottleneck_opt.patches import count_positions, take_patches, take_pixels
@@ -32,9 +32,6 @@ from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.working_copy import run_on_example
 
-ENOUGH = 5
-RIDGE, RIDGE_FEW = 1e-2, 1e-1
-HELD_OUT = 5
 MOST_SAMPLES = 16384
 MOST_BYTES = 2**29
 MOST_ACTIVATION_BYTES = 2**29
@@ -199,85 +196,16 @@ class _Walk:
         """Fit the last factor, which is about to run, to the original's outputs."""
         step, weights = self._steps[path], list(self._fitted[path])
         last = step.layers[-1]
-        target = self._targets.pop(path).double()
-        patches = take_patches(last, flowing, self._positions[path]).double().cpu()
-        samples = _Samples(patches, target, self._examples)
-        old = weights[-1]
-        found = _fit_last(last, samples.fitting(), old)
-        fewer = _fit_last(last, samples.fitting(half=True), old)
-        metric = self._curvatures[path]
-        before, after, halved = (_error(last, samples.held_out(), each, metric) for each in (old, found, fewer))
-        accepted = after < before
-        self.corrections.append(Correction(path, before, after, accepted, halved))
-        if accepted:
-            weights[-1] = _fit_last(last, samples, old)
+        patches = take_patches(last, flowing, self._positions[path]).cpu()
+        samples = Samples(patches, self._targets.pop(path), self._examples)
+        found = refit_last(last, samples, weights[-1], self._curvatures[path])
+        accepted = found.weights is not None
+        self.corrections.append(Correction(path, found.before, found.after, accepted, found.halved))
+        if found.weights is not None:
+            weights[-1] = found.weights
             self.weights[path] = weights
-            _load(module, last, weights[-1])
+            _load(module, last, found.weights)
         self._advance()
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Patches ``(n, offsets * in)`` and targets ``(n, out)``, example after example."""
-
-    patches: Tensor
-    targets: Tensor
-    examples: int
-
-    def fitting(self, *, half: bool = False) -> _Samples:
-        """Those to fit, or every other one of them: four and two of five."""
-        return self._take(lambda example: example % HELD_OUT in ((1, 3) if half else (1, 2, 3, 4)))
-
-    def held_out(self) -> _Samples:
-        return self._take(lambda example: example % HELD_OUT == 0)
-
-    def _take(self, keep: Callable[[int], bool]) -> _Samples:
-        numbers = [example for example in range(self.examples) if keep(example)]
-        each = len(self.patches) // self.examples
-        rows = (torch.tensor(numbers, device="cpu")[:, None] * each + torch.arange(each, device="cpu")).flatten()
-        return _Samples(self.patches[rows], self.targets[rows], len(numbers))
-
-
-def _fit_last(layer: LayerSpec, samples: _Samples, old: Weights) -> Weights:
-    """``(Cov(y, z) + l W0)(Cov(z) + l I)^-1``, group by group, and the bias that keeps the mean.
-
-    A layer without a bias can only be fitted to the values themselves: second moments take the covariances' place.
-    """
-    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    kernels, biases = [], []
-    for group in range(layer.groups):
-        entries = _entries(layer, group)
-        z, y = samples.patches[:, entries], samples.targets[:, group * rows : (group + 1) * rows]
-        kernel = old.weight[group * rows : (group + 1) * rows]
-        flat = by_offset(kernel).flatten(1)
-        middle, mean = (z.mean(0), y.mean(0)) if layer.bias else (z.new_zeros(z.shape[1]), y.new_zeros(rows))
-        centered = z - middle
-        covariance = centered.T @ centered / len(z)
-        crossed = (y - mean).T @ centered / len(z)
-        ridge = (RIDGE if len(z) >= ENOUGH * z.shape[1] else RIDGE_FEW) * float(covariance.diagonal().mean())
-        covariance.diagonal().add_(max(ridge, 1e-12))
-        new = torch.cholesky_solve((crossed + ridge * flat).T, cholesky(covariance)).T
-        kernels.append(new.view(rows, layer.offsets, columns).transpose(1, 2).reshape(kernel.shape))
-        biases.append(mean - new @ middle)
-    return Weights(torch.cat(kernels), torch.cat(biases) if layer.bias else None)
-
-
-def _entries(layer: LayerSpec, group: int) -> Tensor:
-    """The numbers of the patch entries that a group reads."""
-    width = layer.in_channels // layer.groups
-    channels = torch.arange(group * width, (group + 1) * width, device="cpu")
-    return (torch.arange(layer.offsets, device="cpu")[:, None] * layer.in_channels + channels).flatten()
-
-
-def _error(layer: LayerSpec, samples: _Samples, weights: Weights, metric: Tensor) -> float:
-    """Mean of ``e^T G e`` over samples, relative to that of the targets around their mean."""
-    full = spread_groups(weights.weight, layer.groups)
-    flat = by_offset(full).flatten(1)
-    bias = 0.0 if weights.bias is None else weights.bias
-    error = samples.targets - (samples.patches @ flat.T + bias)
-    whole = samples.targets - samples.targets.mean(0)
-    felt = [float(torch.einsum("no,no->", each @ metric, each)) for each in (error, whole)]
-    return felt[0] / max(felt[1], 1e-300)
 
 
 def _load(module: nn.Module, layer: LayerSpec, weights: Weights) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,17 @@ class CalibrationData:
     examples: int
     description: str
     noise: bool = False
+
+    def take(self, most: int) -> CalibrationData:
+        """The first batches, until they hold so many examples; all of them where they are fewer."""
+        ends = list(itertools.accumulate(map(batch_size, self.batches)))
+        count = next((number for number, end in enumerate(ends, 1) if end >= most), len(ends))
+        if count == len(ends):
+            return self
+        return replace(
+            self, batches=self.batches[:count], examples=ends[count - 1],
+            description=f"the first {ends[count - 1]} of {self.description}",
+        )  # fmt: skip
 
 
 def read_calibration(

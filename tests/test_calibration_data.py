@@ -249,3 +249,11 @@ def test_small_examples_run_in_larger_batches(shape: tuple[int, ...], batch: int
 )
 def test_cheap_models_get_more_noise_and_large_inputs_less(macs: float, positions: int, examples: int) -> None:
     assert choose_noise_examples(macs, positions) == examples
+
+
+def test_the_first_batches_are_taken_until_they_hold_enough() -> None:
+    data = read([DATA[:4], DATA[4:8], DATA[8:12]])
+    some = data.take(5)
+    assert (len(some.batches), some.examples, some.description) == (2, 8, "the first 8 of 12 unlabelled examples")
+    assert data.take(9) is data
+    assert data.take(100) is data

@@ -33,6 +33,8 @@ from bottleneck_opt.working_copy import (
     working_inputs,
 )
 
+MEASURED = 512  # examples: what is said of more of them is no surer, and every one is another pass of both models
+
 
 def recover(
     result: Result,
@@ -88,13 +90,14 @@ def recover(
         torch.manual_seed(options.seed)
         before, model = working_copy(original), copy_model(result.model)
         data = _read_data(result, calibration, before, calibration_limit, options.seed)
-        scales = measure_scales(before, data)
+        measured = data.take(MEASURED)
+        scales = measure_scales(before, measured)
         with stages.stage("recover", total=options.steps) as shown:
             recovered = teach(before, model, data, options, scales=scales, shown=shown)
         with stages.stage("verify"):
             after = working_copy(model).to(model_device(before))
             view = _view(result, model, after)
-            verification = _measure(result, before, after, data, scales, view)
+            verification = _measure(result, before, after, measured, scales, view)
             metrics = _measure_metric(result, original, model, evaluate)
     return replace(
         result,

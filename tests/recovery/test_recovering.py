@@ -9,6 +9,7 @@ from torch import nn
 
 from bottleneck_opt import Result, load, optimize, recover
 from bottleneck_opt.errors import InputError, RewriteError
+from bottleneck_opt.recovery import recovering
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Residual, seeded
 from tests.recovery.samples import QUICK, UNFITTED, X, change, same, state
@@ -90,3 +91,12 @@ def test_another_models_result_is_refused(net: nn.Module, small: Result) -> None
         recover(small, X, teacher=seeded(lambda: Residual(width=8), dtype=torch.float32), progress=False)
     with pytest.raises(RewriteError, match="got Factored"):
         recover(small, X, teacher=small.model, progress=False)
+
+
+def test_of_many_examples_the_first_are_measured(
+    net: nn.Module, small: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovering, "MEASURED", 8)
+    better = recover(small, list(X.split(4)), teacher=net, recovery=QUICK, progress=False)
+    assert better.verification.examples == 8
+    assert better.verification.data.startswith("the first 8 of 20 unlabelled examples")

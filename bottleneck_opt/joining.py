@@ -11,7 +11,7 @@ from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.links import Link, Links
 from bottleneck_opt.progress import Advance
-from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.proposing import Proposal, blaming
 from bottleneck_opt.shared_options import Share
 from bottleneck_opt.sites import ChannelPass, Site, Skip, rank_steps
 
@@ -101,13 +101,8 @@ def _ask_all(
 def _ask(each: ChannelPass, site: Site, link: Link) -> Joint | Skip | None:
     if site.statistics.inputs.count == 0:
         return Skip("no calibration example reached it", "calibrate with inputs that reach it")
-    try:
+    with blaming(each.name, site):
         answer = each.eliminate(site)
-    except Exception as error:  # a stranger's pass can raise anything; the message names it and the site
-        raise PassError(
-            f"pass '{each.name}' failed on '{site.path}' ({site.layer.label}): {type(error).__name__}: {error}. "
-            f"Leave it out with passes=, or exclude='{site.path}'."
-        ) from error
     if answer is None or isinstance(answer, Skip):
         return answer
     _check(each.name, answer, site)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -170,16 +171,23 @@ def ask(each: Pass, site: Site) -> tuple[Priced, ...] | Skip | None:
     Raises:
         PassError: The pass raised, or answered with layers that do not fit the site.
     """
-    try:
+    with blaming(each.name, site):
         answer = each.propose(site)
-    except Exception as error:  # a stranger's pass can raise anything; the message names it and the site
-        raise PassError(
-            f"pass '{each.name}' failed on '{site.path}' ({site.layer.label}): {type(error).__name__}: {error}. "
-            f"Leave it out with passes=, or exclude='{site.path}'."
-        ) from error
     if answer is None or isinstance(answer, Skip):
         return answer
     return tuple(_price(each.name, option, site) for option in answer)
+
+
+@contextmanager
+def blaming(name: str, site: Site) -> Iterator[None]:
+    """Whatever a pass raises becomes a PassError that names it and the site: a stranger's can raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise PassError(
+            f"pass '{name}' failed on '{site.path}' ({site.layer.label}): {type(error).__name__}: {error}. "
+            f"Leave it out with passes=, or exclude='{site.path}'."
+        ) from error
 
 
 def ask_full_rank(site: Site, passes: Sequence[Pass]) -> Priced | None:

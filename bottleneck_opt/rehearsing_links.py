@@ -7,26 +7,22 @@ them in a way that was not recorded, shows here, before anything is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bottleneck_opt.eligibility import Candidates
-from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.inputs import Inputs, find_tensors
+from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.links import Link, Links
 from bottleneck_opt.plan import IN_PLACE, Plan, Selection, Step
 from bottleneck_opt.proposing import read_weights
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Skip, Weights
-from bottleneck_opt.working_copy import copy_model, run_on_example
-
-T = TypeVar("T")
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+from bottleneck_opt.trying import find_culprit, find_difference
+from bottleneck_opt.working_copy import copy_model
 
 
 def rehearse_links(working: nn.Module, inputs: Inputs, candidates: Candidates, links: Links) -> Links:
@@ -59,20 +55,7 @@ class _Stage:
 
     def find_fault(self, links: Sequence[Link]) -> str:
         """How the model with dropped channels differs from the one that does not read them; empty when it does not."""
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                expected = self._run(self._silence(links))
-                got = self._run(self._drop(links))
-        except InputError as error:
-            return f"the model fails: {error.__cause__!r}"
-        if [each.shape for each in expected] != [each.shape for each in got]:
-            return "the model's output has another shape"
-        same = all(are_close(one, other) for one, other in zip(expected, got, strict=True))
-        return "" if same else "the model's output is not what it is without reading them"
-
-    def _run(self, model: nn.Module) -> tuple[Tensor, ...]:
-        torch.manual_seed(0)
-        return tuple(find_tensors(run_on_example(model, self.inputs)))
+        return find_difference(lambda: self._silence(links), lambda: self._drop(links), self.inputs)
 
     def _silence(self, links: Sequence[Link]) -> nn.Module:
         """The model with zero weights for the channels that will be dropped."""
@@ -119,27 +102,3 @@ def _plan(steps: Sequence[Step], selections: Sequence[Selection]) -> Plan:
 def _kept(link: Link) -> tuple[int, ...]:
     """Every other channel."""
     return tuple(range(0, link.channels, 2))
-
-
-def find_culprit(tried: Sequence[T], find_fault: Callable[[Sequence[T]], str], fault: str) -> tuple[T, str]:
-    """The last of the shortest run of first changes that is at fault, by halving, with the fault.
-
-    Args:
-        tried: Changes that are at fault together.
-        find_fault: What happens when some of them are made, in words; empty when nothing does.
-        fault: What happens when all are.
-    """
-    good, bad = 0, len(tried)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        answer = find_fault(tried[:middle])
-        good, bad, fault = (good, middle, answer) if answer else (middle, bad, fault)
-    return tried[bad - 1], fault
-
-
-def are_close(before: Tensor, after: Tensor) -> bool:
-    """Whether two outputs are the same up to the rounding of their precision."""
-    a, b = (torch.view_as_real(each.resolve_conj()) if each.is_complex() else each for each in (before, after))
-    a, b = a.double().nan_to_num(), b.double().nan_to_num()
-    tolerance = _TOLERANCE.get(before.dtype, 1e-3)
-    return a.numel() == 0 or bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-30))

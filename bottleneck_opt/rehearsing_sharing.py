@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bottleneck_opt.eligibility import Candidates
-from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.inputs import Inputs, find_tensors
+from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.plan import SHARED, Plan, Sharing, Step
 from bottleneck_opt.proposing import read_weights
-from bottleneck_opt.rehearsing_links import are_close, find_culprit
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sharing import Group, Groups
 from bottleneck_opt.sites import Skip, Weights
-from bottleneck_opt.working_copy import run_on_example
+from bottleneck_opt.trying import find_culprit, find_difference
 
 
 def rehearse_groups(working: nn.Module, inputs: Inputs, candidates: Candidates, groups: Groups) -> Groups:
@@ -54,19 +52,7 @@ class _Stage:
 
     def find_fault(self, groups: Sequence[Group]) -> str:
         """How the model with exact bottlenecks differs from the one without; empty when it does not."""
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                expected, got = self._run(self.working), self._run(self._share(groups))
-        except InputError as error:
-            return f"the model fails: {error.__cause__!r}"
-        same = [each.shape for each in expected] == [each.shape for each in got] and all(
-            are_close(one, other) for one, other in zip(expected, got, strict=True)
-        )
-        return "" if same else "the model's output changes"
-
-    def _run(self, model: nn.Module) -> tuple[Tensor, ...]:
-        torch.manual_seed(0)
-        return tuple(find_tensors(run_on_example(model, self.inputs)))
+        return find_difference(lambda: self.working, lambda: self._share(groups), self.inputs)
 
     def _share(self, groups: Sequence[Group]) -> nn.Module:
         steps, sharings, weights = [], [], dict[str, Sequence[Weights]]()

@@ -14,9 +14,12 @@ from bottleneck_opt.diagrams.layout import Box, Group, Layout, all_boxes, box_pa
 from bottleneck_opt.diagrams.likeness import Likeness
 from bottleneck_opt.diagrams.picture import Change, Part, Picture
 from bottleneck_opt.diagrams.wording import paths_text
+from bottleneck_opt.errors import InputError
 
-AIM = 40
-MOST_BOXES = 60
+AIM = 28
+MOST_BOXES = 44
+DETAILS = ("auto", "stage", "block", "layer", "operation")
+_FEWEST_STAGES = 3
 _SHORTEST_RUN = 3
 Item = Box | Group
 Bundle = tuple[Part, ...]
@@ -32,7 +35,8 @@ class Level:
         loose: Blocks that differ in numbers only (widths, ranks, costs) count as equal.
         joined: A removed layer and what replaces it share one box.
         blocks: Regions in which something changed become one box too, with a line for each change.
-        runs: Neighbours in which nothing changed become one box, whatever they are.
+            runs: Neighbours in which nothing changed become one box, whatever they are.
+        frames: Modules that are there only once have a frame too.
     """
 
     height: int = 0
@@ -41,9 +45,21 @@ class Level:
     joined: bool = False
     blocks: bool = False
     runs: bool = False
+    frames: bool = False
 
 
-def fold(picture: Picture, *, aim: int = AIM, most: int = MOST_BOXES) -> Layout:
+def find_detail(name: str) -> str:
+    """The name itself, if there is such a level of detail.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in DETAILS:
+        raise InputError(f"detail: got {name!r}; expected one of {', '.join(map(repr, DETAILS))}.")
+    return name
+
+
+def fold(picture: Picture, *, aim: int = AIM, most: int = MOST_BOXES, detail: str = "auto") -> Layout:
     """The layout of a picture with as little folding as brings it down to a page.
 
     Args:
@@ -51,24 +67,52 @@ def fold(picture: Picture, *, aim: int = AIM, most: int = MOST_BOXES) -> Layout:
         aim: Equal blocks and unchanged regions are folded until there are at most this many boxes.
         most: If there are still more than this, blocks that differ in numbers are folded too, then a layer and what
             replaces it share a box, then whole blocks become boxes with a line for each change.
+        detail: ``auto`` for that; else ``stage`` (the outermost modules that are several), ``block`` (the innermost
+            modules), ``layer`` (every layer, equal blocks once) or ``operation`` (nothing is folded).
     """
     likeness = Likeness(picture.edges)
     highest = max(map(_height, _tree(picture, joined=False)), default=0)
     items: tuple[Item, ...] = ()
-    for level, limit in _levels(highest, aim, most):
+    level = Level()
+    for level, limit in _choose_levels(picture, detail, highest, aim, most):
         items = _fold_items(_tree(picture, joined=level.joined), level, likeness)
         if _count(items) <= limit:
             break
-    return lay_out(picture, tuple(_open_single(items)))
+    return lay_out(picture, tuple(_open_single(items, frames=level.frames)))
 
 
-def _levels(highest: int, aim: int, most: int) -> Iterator[tuple[Level, int]]:
+def _choose_levels(
+    picture: Picture, detail: str, highest: int, aim: int, most: int
+) -> Iterable[tuple[Level, int]]:  # fmt: skip
+    """The levels to try; one alone where the user chose it."""
+    framed = all(part.change is Change.SAME for part in picture.parts)
+    if detail == "auto":
+        return _levels(highest, aim, most, framed=framed)
+    chosen = {
+        "operation": Level(repeats=False, frames=framed),
+        "layer": Level(frames=framed),
+        "block": Level(min(2, highest), joined=True, blocks=True),
+        "stage": Level(_stage_height(_tree(picture, joined=True)), joined=True, blocks=True),
+    }
+    return [(chosen[detail], 0)]
+
+
+def _stage_height(items: Sequence[Item]) -> int:
+    """The height of the outermost modules that are several: one that holds almost everything is looked into."""
+    groups = [item for item in items if isinstance(item, Group)]
+    inner = max(groups, key=_height, default=None)
+    if inner is not None and len(groups) < _FEWEST_STAGES and any(isinstance(item, Group) for item in inner.items):
+        return _stage_height(inner.items)
+    return max(map(_height, groups), default=0)
+
+
+def _levels(highest: int, aim: int, most: int, *, framed: bool) -> Iterator[tuple[Level, int]]:
     """From no folding to all of it, each with the number of boxes at which it is enough."""
     low = min(2, highest)
-    yield Level(repeats=False), aim
-    yield from ((Level(height), aim) for height in range(low))
-    yield Level(low), most
-    yield Level(low, loose=True), most
+    yield Level(repeats=False, frames=framed), aim
+    yield from ((Level(height, frames=framed), aim) for height in range(low))
+    yield Level(low), aim
+    yield Level(low, loose=True), aim
     yield Level(low, joined=True), aim
     yield Level(low, joined=True, loose=True), aim
     yield from ((Level(height, joined=True, blocks=True), most) for height in range(low, highest))
@@ -195,12 +239,14 @@ def _fold_runs(items: Iterable[Item]) -> Iterator[Item]:
         yield _one_box(paths_text([together[0].paths[0], together[-1].paths[-1]]), "", parts)
 
 
-def _open_single(items: Iterable[Item]) -> Iterator[Item]:
-    """The items without frames around blocks that are there only once."""
+def _open_single(items: Iterable[Item], *, frames: bool) -> Iterator[Item]:
+    """The items without frames that say nothing: around one box, or around modules that are there only once."""
     for item in items:
         if isinstance(item, Box):
             yield item
-        elif len(item.paths) == 1:
-            yield from _open_single(item.items)
+            continue
+        inner = tuple(_open_single(item.items, frames=frames))
+        if len(item.paths) > 1 or (frames and len(inner) > 1):
+            yield replace(item, items=inner)
         else:
-            yield replace(item, items=tuple(_open_single(item.items)))
+            yield from inner

@@ -9,9 +9,10 @@ from bottleneck_opt.diagrams.closeup import compose_rewrite, find_rewrite
 from bottleneck_opt.diagrams.colors import find_theme
 from bottleneck_opt.diagrams.composing import compose
 from bottleneck_opt.diagrams.dot import Drawing, write_dot
-from bottleneck_opt.diagrams.folding import find_detail, fold
+from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.heading import Heading, head_diff, head_model, head_side
 from bottleneck_opt.diagrams.heat import TIME, find_measure
+from bottleneck_opt.diagrams.levels import find_detail
 from bottleneck_opt.diagrams.picture import Change, Picture, picture_model
 from bottleneck_opt.diagrams.timing import time_parts
 from bottleneck_opt.diagrams.union import picture_outcome

@@ -78,11 +78,11 @@ DARK = Theme(
     name="dark",
     background="#15181c",
     ink="#f1f3f4",
-    quiet="#cdd2d7",
+    quiet="#d9dde1",
     heat=_steps("#1b1f24", "#2b261d", "#3b2d18", "#4d3613", "#613f0e", "#74470b", "#874f08"),
-    border=_changes("#b0b6bc", "#ff9d94", "#8ab8ff"),
+    border=_changes("#b0b6bc", "#ff9b6a", "#8ab8ff"),
     tag_ink="#15181c",
-    line=_changes("#8f959b", "#ff9d94", "#8ab8ff"),
+    line=_changes("#8f959b", "#ff9b6a", "#8ab8ff"),
     frame="#80868b",
 )
 THEMES: Mapping[str, Theme] = {theme.name: theme for theme in (LIGHT, DARK)}

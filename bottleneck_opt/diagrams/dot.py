@@ -35,23 +35,11 @@ _LINE: Mapping[Change, Mapping[str, str]] = {
 }
 
 
-class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no annotations
-    """DOT text that remembers the figure it was written from, for where Graphviz cannot lay it out.
-
-    Attributes:
-        figure: The figure.
-    """
-
-    figure: Figure
-
-
-def write_dot(figure: Figure) -> Drawing:
-    """The figure as a digraph; its ``source`` is the same text for the same figure."""
+def write_dot(figure: Figure, digraph: graphviz.Digraph) -> None:
+    """Write a figure into a new digraph; its ``source`` is then the same text for the same figure."""
     theme = figure.theme
-    paper = {"bgcolor": theme.background, "fontcolor": theme.ink}
-    node = {"fontcolor": theme.ink}
-    digraph = Drawing("bottleneck_opt", graph_attr={**_GRAPH, **paper}, node_attr={**_NODE, **node})
-    digraph.figure = figure
+    digraph.graph_attr.update(_GRAPH, bgcolor=theme.background, fontcolor=theme.ink)
+    digraph.node_attr.update(_NODE, fontcolor=theme.ink)
     digraph.attr("edge", arrowsize="0.7", fontname=FONT, fontsize="10", color=theme.line[Change.SAME],
                  fontcolor=theme.quiet)  # fmt: skip
     if len(figure.cards) > _MANY_BOXES:
@@ -62,7 +50,6 @@ def write_dot(figure: Figure) -> Drawing:
     _add_items(digraph, figure.items, theme)
     for line in figure.lines:
         _add_line(digraph, line, theme)
-    return digraph
 
 
 def _label(blocks: Iterable[Block], theme: Theme, *, change: Change = Change.SAME, padding: int = 1) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from bottleneck_opt.diagrams.closeup import compose_rewrite, find_rewrite
 from bottleneck_opt.diagrams.colors import find_theme
 from bottleneck_opt.diagrams.composing import compose
-from bottleneck_opt.diagrams.dot import Drawing, write_dot
+from bottleneck_opt.diagrams.drawn import Drawing, draw_figure
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.heading import Heading, head_diff, head_model, head_side
 from bottleneck_opt.diagrams.heat import TIME, find_measure
@@ -103,7 +103,7 @@ def draw_rewrite(outcome: Outcome, path: str | None, look: Look | None = None) -
     rewrite = find_rewrite(outcome, path)
     measure = find_measure(look.heat, timed=look.milliseconds is not None)
     picture = _time(picture_outcome(outcome), look)
-    return write_dot(compose_rewrite(outcome, picture, rewrite, theme=find_theme(look.theme), measure=measure))
+    return draw_figure(compose_rewrite(outcome, picture, rewrite, theme=find_theme(look.theme), measure=measure))
 
 
 def _time(picture: Picture, look: Look) -> Picture:
@@ -115,4 +115,4 @@ def _draw(picture: Picture, heading: Heading, look: Look) -> Drawing:
     if measure is TIME:
         heading = replace(heading, notes=("milliseconds of modules; functions such as add are not timed",))
     layout = fold(_time(picture, look), detail=look.detail)
-    return write_dot(compose(layout, heading, theme=find_theme(look.theme), measure=measure))
+    return draw_figure(compose(layout, heading, theme=find_theme(look.theme), measure=measure))

@@ -127,6 +127,12 @@ def _with_note(figure: Figure, note: str) -> Figure:
     return replace(figure, heading=(title, centered(note, quiet=True), *rest))
 
 
+def _write(figure: Figure) -> str:
+    digraph = graphviz.Digraph("bottleneck_opt")
+    write_dot(figure, digraph)
+    return str(digraph.source)
+
+
 def _attempts(digraph: graphviz.Digraph, suffix: str, options: tuple[str, ...] = ()) -> Iterator[Rendered]:
     """The picture by Graphviz: at its best, then in haste."""
     found = renderer()
@@ -140,7 +146,7 @@ def _attempts(digraph: graphviz.Digraph, suffix: str, options: tuple[str, ...] =
     if data is not None:
         yield Rendered(data, "")
     figure = _figure_of(digraph)
-    source = digraph.source if figure is None else write_dot(_with_note(figure, _HASTY_NOTE)).source
+    source = digraph.source if figure is None else _write(_with_note(figure, _HASTY_NOTE))
     data = _run_dot(source, suffix, *options, *_HASTY)
     if data is not None:
         yield Rendered(data, _HASTY_NOTE)

@@ -8,7 +8,7 @@ from bottleneck_opt.diagrams.heat import MACS, Measure
 from bottleneck_opt.diagrams.layout import Box
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.wording import ascii_text, change_text, elide_start, loss_text, macs_text, shrink_text
-from bottleneck_opt.plan import SHARED, Step
+from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 
 MOST_LINES = 10
 _SIGNS = {Change.REMOVED: "- REMOVED", Change.ADDED: "+ NEW", Change.REPLACED: "-/+ REPLACED"}
@@ -111,9 +111,18 @@ def _loss(steps: Sequence[Step]) -> str:
 
 
 def rank_words(steps: Sequence[Step]) -> str:
-    """``rank 16 of 64``, or ``channels 48 of 64`` where a layer got narrower; smallest and largest of several."""
+    """``rank 16 of 64``, or which channels a layer that got narrower keeps; smallest and largest of several."""
+    if len(steps) == 1 and steps[0].form == IN_PLACE:
+        return _kept_channels(steps[0])
     what = "channels" if all(step.in_place for step in steps) else "rank"
     return f"{what} {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
+
+
+def _kept_channels(step: Step) -> str:
+    """``keeps 48 of 64 inputs, 60 of 64 outputs``, without the side that keeps all."""
+    before, after = step.original, step.narrowed
+    sides = [(after.in_channels, before.in_channels, "inputs"), (after.out_channels, before.out_channels, "outputs")]
+    return f"keeps {', '.join(f'{left} of {full} {name}' for left, full, name in sides if left < full)}"
 
 
 def rank_range(ranks: Sequence[tuple[int, ...]]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 import bottleneck_opt as bo
 from bottleneck_opt.diagrams import draw_rewrite, render_svg
 from bottleneck_opt.diagrams.arithmetic import list_factors, sentence
-from bottleneck_opt.diagrams.dot import Drawing
+from bottleneck_opt.diagrams.drawn import Drawing
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Cost, Node
 from bottleneck_opt.layers import LayerSpec

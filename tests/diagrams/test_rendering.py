@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -131,3 +132,36 @@ def test_a_png_too_large_to_open_is_refused(
     monkeypatch.setattr(png, "_SIDE", 200)
     with pytest.raises(FileError, match=r"\.svg or \.pdf"):
         render_file(digraph, tmp_path / "model.png")
+
+
+@needs_renderer
+def test_a_png_that_is_scaled_down_says_so(
+    digraph: graphviz.Digraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg = render_svg(digraph)
+    assert svg is not None
+    size = re.search(r'height="(\d+)pt"', svg)
+    assert size is not None
+    monkeypatch.setattr(png, "_SIDE", int(1.5 * int(size[1])))  # 144 dots an inch are 2 a point
+    assert "scaled to 75 %" in render_file(digraph, tmp_path / "model.png")
+    monkeypatch.setattr(png, "_SIDE", 16_000)
+    assert render_file(digraph, tmp_path / "model.png") == ""
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="dot is not installed")
+def test_a_layout_that_takes_too_long_twice_is_a_plain_one(
+    digraph: graphviz.Digraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(command: list[str], **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, 20)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    note = render_file(digraph, tmp_path / "model.svg")
+    assert note.startswith("plain layout")
+    assert note in (tmp_path / "model.svg").read_text()
+    with pytest.raises(FileError, match=r"Write a \.svg file"):
+        render_file(digraph, tmp_path / "model.png")
+
+
+def test_a_notebook_shows_the_picture_without_graphviz_too(digraph: graphviz.Digraph, no_renderer: None) -> None:
+    assert "<svg" in digraph._repr_mimebundle_()["image/svg+xml"]

@@ -16,7 +16,6 @@ from bottleneck_opt.diagrams.wording import (
     change_text,
     elide_end,
     elide_middle,
-    macs_text,
     paths_text,
     shapes_text,
     share_text,
@@ -135,14 +134,16 @@ def _sum_text(values: Sequence[float], measure: Measure) -> str:
     return f"{len(values)} x {each.replace(f' {unit}', '')} = {total}"
 
 
-def group_title(group: Group) -> str:
-    """The words on the frame around equal blocks."""
-    before, after = group.cost(Change.ADDED).macs, group.cost(Change.REMOVED).macs
+def group_title(group: Group, measure: Measure = MACS) -> str:
+    """The words on the frame around a module, or around equal blocks."""
+    parts = [part for box in group.boxes() for part in box.parts]
+    before = measure.of(part for part in parts if part.change is not Change.ADDED)
+    after = measure.of(part for part in parts if part.change is not Change.REMOVED)
     name = elide_middle(ascii_text(paths_text(group.paths)), 40)
     name += f"   x{len(group.paths)}" if len(group.paths) > 1 else f"   {elide_end(ascii_text(group.region), 30)}"
     if before == after:
-        return f"{name}   {macs_text(after)}"
-    return f"{name}   {shrink_text(macs_text(before), macs_text(after))} ({change_text(before, after)})"
+        return f"{name}   {measure.text(after)}" if after else name
+    return f"{name}   {measure.change_text(before, after)} ({change_text(before, after)})"
 
 
 def star_path(paths: Sequence[str]) -> str:

@@ -161,12 +161,12 @@ def _heading(
     removed = [part.unit.head for part in subject if part.change is Change.REMOVED]
     added = [part.unit.head for part in subject if part.change is Change.ADDED]
     before, after = sum(node.cost.macs for node in removed), sum(node.cost.macs for node in added)
-    title = f"{elide_middle(ascii_text(rewrite.path), 44)}: {change_text(before, after).lstrip('-')}"
-    words = "fewer" if after < before else "more"
+    title = f"{elide_middle(ascii_text(rewrite.path), 40)} ({_kind(rewrite)})"
+    saved = f"{change_text(before, after).lstrip('+-')} {'fewer' if after < before else 'more'} multiply-adds"
     quiet = [*_notes(outcome, rewrite), f"{MEANING}; predicted loss: {CHANGE_MEANING}",
              _share(before, after, outcome), _place(subject)]  # fmt: skip
     return (
-        centered(f"{title} {words} multiply-adds", size=20, bold=True),
+        centered(f"{title}: {saved}", size=20, bold=True),
         centered(sentence(removed, added), size=13),
         *(centered(elide_end(text, _LINE_LIMIT), size=11) for text in _fit(rewrite)),
         *(centered(elide_end(ascii_text(text), _LINE_LIMIT), quiet=True) for text in quiet if text),
@@ -186,6 +186,11 @@ def _fit(rewrite: Rewrite) -> tuple[str, str]:
     return f"{_becomes(rewrite)}, {rank}", f"{loss}, {params}"
 
 
+def _kind(rewrite: Rewrite) -> str:
+    steps = rewrite.steps
+    return steps[0].original.label if len(steps) == 1 else f"{len(steps)} layers"
+
+
 def _becomes(rewrite: Rewrite) -> str:
     if len(rewrite.steps) > 1:
         return f"one 1x1 before {len(rewrite.steps)} layers"
@@ -203,7 +208,7 @@ def _notes(outcome: Outcome, rewrite: Rewrite) -> Iterable[str]:
     for each in outcome.plan.selections:
         if paths & {each.producer, each.consumer}:
             gone = each.channels - len(each.kept)
-            yield f"{gone} of {each.channels} channels: {each.producer} makes, {each.consumer} reads them no longer"
+            yield f"{gone} of the {each.channels} channels between '{each.producer}' and '{each.consumer}' are dropped"
     calls = max((node.calls for path in paths for node in outcome.before.structure.calls_of(path)), default=1)
     if calls > 1:
         yield f"called {calls} times: the first call is shown; parameters are there once"

@@ -55,9 +55,14 @@ def _items(items: Iterable[Box | Group], scale: Scale, *, framed: bool) -> Itera
         if isinstance(item, Box):
             yield make_card(item, scale, framed=framed)
             continue
-        change = next((box.change for box in item.boxes() if box.change is not Change.SAME), Change.SAME)
         inner = tuple(_items(item.items, scale, framed=framed or len(item.paths) > 1))
-        yield Frame(group_title(item), change, inner)
+        yield Frame(group_title(item, scale.measure), _change_within(item), inner)
+
+
+def _change_within(group: Group) -> Change:
+    """What happened in it; where something is new, that."""
+    found = {box.change for box in group.boxes()} - {Change.SAME}
+    return Change.REMOVED if found == {Change.REMOVED} else Change.ADDED if found else Change.SAME
 
 
 def make_card(box: Box, scale: Scale, *, framed: bool = False) -> Card:

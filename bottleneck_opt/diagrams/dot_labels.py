@@ -87,7 +87,8 @@ def _strip(strip: Strip, theme: Theme) -> str:
         f'COLOR="{theme.border[Change.ADDED if here else Change.SAME]}" BGCOLOR="{theme.fill(share)}"></TD>'
         for share, here in strip.cells
     )
-    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="1" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
+    words = f"<TD>{_small('place in the model: ', theme)}</TD>"
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="1" CELLPADDING="0"><TR>{words}{cells}</TR></TABLE>'
 
 
 def _legend(legend: Legend, theme: Theme) -> str:

@@ -26,6 +26,7 @@ class Likeness:
     """
 
     def __init__(self, edges: Iterable[Edge]) -> None:
+        self._graphs: dict[tuple[bool, tuple[str, ...]], nx.DiGraph[int]] = {}
         self._incoming: dict[str, list[Edge]] = {}
         for edge in edges:
             self._incoming.setdefault(edge.target, []).append(edge)
@@ -53,13 +54,21 @@ class Likeness:
         return tuple(matcher.mapping[index] for index in range(len(one)))
 
     def _graph(self, parts: Sequence[Part], *, loose: bool) -> nx.DiGraph[int]:
+        """The block's wiring; it is asked for at every level of folding."""
+        key = (loose, tuple(part.key for part in parts))
+        if key not in self._graphs:
+            self._graphs[key] = self._make_graph(parts, loose=loose)
+        return self._graphs[key]
+
+    def _make_graph(self, parts: Sequence[Part], *, loose: bool) -> nx.DiGraph[int]:
         """The block's wiring; what comes from outside is in a part's label."""
         numbers = {part.key: index for index, part in enumerate(parts)}
         graph: nx.DiGraph[int] = nx.DiGraph()
-        for part, index in ((part, numbers[part.key]) for part in parts):
-            incoming = self._incoming.get(part.key, [])
-            outside = sum(edge.source not in numbers for edge in incoming)
-            graph.add_node(index, label=repr((*_looks(part, loose=loose), bool(outside) if loose else outside)))
+        for part in parts:
+            outside = sum(edge.source not in numbers for edge in self._incoming.get(part.key, []))
+            graph.add_node(
+                numbers[part.key], label=repr((*_looks(part, loose=loose), bool(outside) if loose else outside))
+            )
         for part in parts:
             for edge in self._incoming.get(part.key, []):
                 if edge.source in numbers:

@@ -50,7 +50,7 @@ def _measure(block: Block) -> Size:
     if isinstance(block, Bar):
         return float(block.stays + block.saved), BAR_HEIGHT + 4.0
     if isinstance(block, Strip):
-        return _CELL * len(block.cells), 22.0
+        return _KEY_WIDTH + _CELL * len(block.cells), 22.0
     return _KEY_WIDTH * max(len(block.changes) + 2, 6), _LEGEND_HEIGHT * (2 if block.changes else 1)
 
 
@@ -121,7 +121,8 @@ def _hollow(theme: Theme) -> str:
 
 
 def _draw_strip(strip: Strip, theme: Theme, x: float, y: float) -> str:
-    drawn = []
+    drawn = [write_text("place in the model:", x, y + 14, theme.ink, 9)]
+    x += _KEY_WIDTH
     for index, (share, here) in enumerate(strip.cells):
         color = theme.border[Change.ADDED if here else Change.SAME]
         style = f'fill="{theme.fill(share)}" stroke="{color}" stroke-width="{2 if here else 1}"'

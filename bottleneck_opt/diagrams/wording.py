@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 _UNITS = ("", "k", "M", "G", "T", "P")
-PATH_LIMIT = 28
+PATH_LIMIT = 34
 TEXT_LIMIT = 400
 CHANGE_MEANING = "mean squared change of the output, as a share of the output's variance"
 

@@ -2,13 +2,23 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import graphviz
 import pytest
 
-from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, draw_model, render_svg, renderer
+from bottleneck_opt.diagrams import (
+    Look,
+    draw_after,
+    draw_before,
+    draw_diff,
+    draw_model,
+    draw_rewrite,
+    render_svg,
+    renderer,
+)
 from tests.samples import Run, renamed_outcome, residual_outcome, residual_run
 
 HERE = Path(__file__).parent
@@ -34,8 +44,18 @@ def tiny_run() -> Run:
     return run
 
 
-def test_the_dot_text_of_a_tiny_model_is_as_agreed() -> None:
-    assert draw_model(tiny_run().traced(), title="Tiny").source == (HERE / "golden" / "tiny.dot").read_text()
+GOLDEN: dict[str, Callable[[], graphviz.Digraph]] = {
+    "tiny": lambda: draw_model(tiny_run().traced(), title="Tiny"),
+    "diff": lambda: draw_diff(residual_outcome()),
+    "pass": lambda: draw_rewrite(residual_outcome(), "blocks.1.conv1", Look(theme="dark")),
+    "folded": lambda: draw_diff(residual_outcome({f"blocks.{i}.conv1": 2 + i for i in range(20)}, blocks=20)),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_dot_text_is_as_agreed(name: str) -> None:
+    """After a wanted change: ``python -m tests.diagrams.test_dot`` writes the files again; read what changed."""
+    assert GOLDEN[name]().source == (HERE / "golden" / f"{name}.dot").read_text()
 
 
 def test_the_text_does_not_depend_on_the_hash_seed() -> None:
@@ -158,3 +178,8 @@ def _node_line(source: str, key: str) -> str:
 
 def _tags(root: ElementTree.Element, kind: str) -> int:
     return sum(element.get("class", "").split(" ")[0] == kind for element in root.iter())
+
+
+if __name__ == "__main__":
+    for key, draw_golden in GOLDEN.items():
+        (HERE / "golden" / f"{key}.dot").write_text(draw_golden().source)

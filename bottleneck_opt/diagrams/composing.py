@@ -11,6 +11,7 @@ from bottleneck_opt.diagrams.heading import Heading, write_heading
 from bottleneck_opt.diagrams.heat import MACS, Measure
 from bottleneck_opt.diagrams.layout import Box, Group, Layout
 from bottleneck_opt.diagrams.picture import Change
+from bottleneck_opt.diagrams.tags import shown_change
 
 
 def compose(layout: Layout, heading: Heading, *, theme: Theme = LIGHT, measure: Measure = MACS) -> Figure:
@@ -61,7 +62,7 @@ def _items(items: Iterable[Box | Group], scale: Scale, *, framed: bool) -> Itera
 
 def _change_within(group: Group) -> Change:
     """What happened in it; where something is new, that."""
-    found = {box.change for box in group.boxes()} - {Change.SAME}
+    found = {shown_change(box) for box in group.boxes()} - {Change.SAME}
     return Change.REMOVED if found == {Change.REMOVED} else Change.ADDED if found else Change.SAME
 
 
@@ -69,9 +70,11 @@ def make_card(box: Box, scale: Scale, *, framed: bool = False) -> Card:
     """The card of a box."""
     caption = caption_box(box, whole=scale.whole, framed=framed, measure=scale.measure)
     before, after = before_and_after(box, scale.measure)
-    left = after if box.change in (Change.REPLACED, Change.ADDED) else before
-    blocks = [*_words(caption, box.change), *_bar(before, after, box.change, scale)]
-    return Card(box.key, box.change, tuple(blocks), scale.share(left), _form(box), caption.tooltip)
+    change = shown_change(box)
+    left = after if Change.ADDED in box.changes else before
+    struck = (box.region is None and change is Change.REMOVED) or bool(caption.becomes)
+    blocks = [*_words(caption, struck=struck), *_bar(before, after, change, scale)]
+    return Card(box.key, change, tuple(blocks), scale.share(left), _form(box), caption.tooltip)
 
 
 def _form(box: Box) -> Form:
@@ -80,10 +83,10 @@ def _form(box: Box) -> Form:
     return "layer" if box.region is None else "region"
 
 
-def _words(caption: Caption, change: Change) -> Iterable[Block]:
+def _words(caption: Caption, *, struck: bool) -> Iterable[Block]:
     if caption.tag:
         yield Tag(caption.tag)
-    yield _facts(caption, change) if caption.numbers else _short(caption)
+    yield _facts(caption, struck=struck) if caption.numbers else _short(caption)
     if caption.fit:
         yield Grid(((Cell(caption.fit),),))
     if caption.note:
@@ -94,10 +97,9 @@ def _words(caption: Caption, change: Change) -> Iterable[Block]:
         yield Grid(((Cell(caption.rest, quiet=True),),))
 
 
-def _facts(caption: Caption, change: Change) -> Grid:
+def _facts(caption: Caption, *, struck: bool) -> Grid:
     """Words on the left, numbers on the right."""
-    gone = change is Change.REMOVED or bool(caption.becomes)
-    left = [Cell(caption.title, bold=True, strike=gone, size=11)]
+    left = [Cell(caption.title, bold=True, strike=struck, size=11)]
     left += [Cell(caption.becomes, bold=True, size=11)] if caption.becomes else []
     left += [Cell(caption.name), Cell(caption.shape, quiet=True)]
     share, *costs = caption.numbers
@@ -118,9 +120,6 @@ def _line(cells: tuple[str, ...]) -> tuple[Cell, ...]:
 
 
 def _bar(before: float, after: float, change: Change, scale: Scale) -> Iterable[Block]:
-    if change is Change.REMOVED:
-        stays, saved = 0.0, before
-    else:
-        stays, saved = after, max(0.0, before - after)
+    stays, saved = after, max(0.0, before - after)
     if stays or saved:
         yield Bar(scale.points(stays), scale.points(saved), change)

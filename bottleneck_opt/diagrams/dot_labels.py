@@ -63,7 +63,7 @@ def _font(words: str, color: str, size: int) -> str:
 
 def _bar(bar: Bar, theme: Theme) -> str:
     """Two cells of fixed size in a table of fixed size; all others are stretched to the card."""
-    color = theme.quiet if bar.change is Change.SAME else theme.border[Change.ADDED]
+    color = theme.quiet if bar.change in (Change.SAME, Change.REMOVED) else theme.border[Change.ADDED]
     cells = [_filled(bar.stays, color)] if bar.stays else []
     cells += [_hollow(bar.saved, theme.border[Change.REMOVED])] if bar.saved else []
     size = f'FIXEDSIZE="TRUE" WIDTH="{bar.stays + bar.saved + 6}" HEIGHT="{BAR_HEIGHT + 4}"'

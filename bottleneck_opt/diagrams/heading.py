@@ -8,7 +8,7 @@ from bottleneck_opt.diagrams.cards import Block, Legend, centered
 from bottleneck_opt.diagrams.heat import Measure
 from bottleneck_opt.diagrams.layout import Layout
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.tags import count_rest
+from bottleneck_opt.diagrams.tags import count_rest, shown_change
 from bottleneck_opt.diagrams.wording import (
     CHANGE_MEANING,
     ascii_text,
@@ -118,7 +118,7 @@ def write_heading(heading: Heading, layout: Layout, measure: Measure) -> tuple[B
 
 
 def _changes(layout: Layout) -> tuple[Change, ...]:
-    found = {box.change for box in layout.boxes}
+    found = {shown_change(box) for box in layout.boxes}
     return tuple(change for change in Change if change in found) if found != {Change.SAME} else ()
 
 

@@ -110,7 +110,7 @@ def _box(x: float, y: float, width: float, height: float, style: str) -> str:
 
 
 def _draw_bar(bar: Bar, theme: Theme, x: float, y: float) -> str:
-    color = theme.quiet if bar.change is Change.SAME else theme.border[Change.ADDED]
+    color = theme.quiet if bar.change in (Change.SAME, Change.REMOVED) else theme.border[Change.ADDED]
     stays = _box(x, y, bar.stays, BAR_HEIGHT, f'fill="{color}"') if bar.stays else ""
     saved = _box(x + bar.stays, y, bar.saved, BAR_HEIGHT, _hollow(theme)) if bar.saved else ""
     return stays + saved

@@ -14,6 +14,12 @@ MOST_LINES = 10
 _SIGNS = {Change.REMOVED: "- REMOVED", Change.ADDED: "+ NEW", Change.REPLACED: "-/+ REPLACED"}
 
 
+def shown_change(box: Box) -> Change:
+    """How a box is drawn: a region of one of the models only is removed or added, not replaced."""
+    changes = box.changes - {Change.SAME}
+    return next(iter(changes)) if len(changes) == 1 else box.change
+
+
 def change_tag(box: Box, measure: Measure = MACS) -> str:
     """What happened to a box, in words, and what it saves; empty when nothing did."""
     if box.change is Change.SAME:
@@ -47,11 +53,11 @@ def _region_sign(box: Box, count: int) -> str:
 def fit_words(box: Box) -> str:
     """Rank and predicted loss of what was replaced, where a box holds both sides; the loss alone for a region."""
     steps = steps_of(box)
-    if not steps or box.change is not Change.REPLACED:
+    if not steps:
         return ""
     if box.region is not None:
         return _loss(steps)
-    return f"{rank_words(steps)} | {_loss(steps)}"
+    return f"{rank_words(steps)} | {_loss(steps)}" if box.change is Change.REPLACED else ""
 
 
 def steps_of(box: Box) -> list[Step]:
@@ -62,7 +68,7 @@ def steps_of(box: Box) -> list[Step]:
 
 def step_lines(box: Box) -> tuple[tuple[str, ...], ...]:
     """Cells for each change in a folded region: name, operation, form, rank, MACs before and after, how much less."""
-    if box.region is None or box.change is not Change.REPLACED:
+    if box.region is None:
         return ()
     steps = steps_of(box)[: len(steps_of(box)) // box.copies]
     most = sorted(steps, key=lambda step: step.after.macs - step.before.macs)[:MOST_LINES]

@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 
 from bottleneck_opt.diagrams.captions import caption_box, group_title
+from bottleneck_opt.diagrams.composing import compose
 from bottleneck_opt.diagrams.folding import fold
+from bottleneck_opt.diagrams.heading import Heading
 from bottleneck_opt.diagrams.layout import Group, Layout
 from bottleneck_opt.diagrams.picture import Change, Picture, picture_model
 from bottleneck_opt.diagrams.union import picture_outcome
@@ -137,3 +139,14 @@ def test_more_folding_never_gives_more_boxes() -> None:
     picture = picture_outcome(residual_outcome({"blocks.5.conv1": 4, "blocks.6.conv1": 8}, blocks=20))
     counts = [len(fold(picture, aim=aim, most=aim).boxes) for aim in (1000, 60, 30, 15, 1)]
     assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("hidden", [Change.ADDED, Change.REMOVED])
+def test_a_region_of_one_side_is_filled_by_all_that_it_costs_there(hidden: Change) -> None:
+    picture = picture_outcome(residual_outcome({f"blocks.{i}.conv1": 2 + i for i in range(8)}, blocks=8))
+    side = picture.without(hidden)
+    figure = compose(fold(side, detail="block"), Heading("Net"))
+    whole = sum(card.share for card in figure.cards) * side.before.macs
+    assert whole == pytest.approx((side.before if hidden is Change.ADDED else side.after).macs)
+    other = Change.REMOVED if hidden is Change.ADDED else Change.ADDED
+    assert {card.change for card in figure.cards} == {Change.SAME, other}

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -54,6 +54,9 @@ BudgetText = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Detail = Literal["auto", "stage", "block", "layer", "operation"]
+Heat = Literal["macs", "params", "ms"]
+Colours = Literal["light", "dark"]
 _INTERRUPTED = 130
 
 
@@ -175,11 +178,15 @@ def draw_command(
     output: Output = Path("model.svg"),
     weights: Weights = None,
     input_shape: Shape = None,
+    detail: Annotated[Detail, typer.Option(help="How much is folded; auto: the finest that fits on a page.")] = "auto",
+    heat: Annotated[Heat, typer.Option(help="What fill and bars measure; ms is timed for it.")] = "macs",
+    theme: Annotated[Colours, typer.Option(help="Colours.")] = "light",
 ) -> None:  # fmt: skip
     """Draw a model with the cost of every layer."""
-    picture = draw(find_model(model, weights), None if input_shape is None else read_shape(input_shape))
-    render_file(picture, output)
-    typer.echo(f"written to {output}")
+    inputs = None if input_shape is None else read_shape(input_shape)
+    picture = draw(find_model(model, weights), inputs, detail=detail, heat=heat, theme=theme)
+    note = render_file(picture, output)
+    typer.echo(f"written to {output}{f'; {note}' if note else ''}")
 
 
 @app.command("passes")

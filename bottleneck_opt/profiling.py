@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import graphviz
 from torch import nn
 
-from bottleneck_opt.diagrams import draw_model
+from bottleneck_opt.diagrams import Look, draw_model
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import is_without_values
 from bottleneck_opt.latency import time_modules
@@ -75,14 +76,42 @@ def profile(model: nn.Module, inputs: Any = None, *, timed: bool = True) -> Prof
         return Profile(traced, time_modules(working, example, paths), summary)
 
 
-def draw(model: nn.Module, inputs: Any = None) -> graphviz.Digraph:
+def draw(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    detail: Literal["auto", "stage", "block", "layer", "operation"] = "auto",
+    heat: Literal["macs", "params", "ms"] = "macs",
+    theme: Literal["light", "dark"] = "light",
+) -> graphviz.Digraph:
     """A picture of any model: one box for each convolution with its normalisation and activation, heat by cost.
 
     Args:
         model: Any module; a copy is run.
         inputs: One example call; None infers it.
+        detail: How much is folded: one box a stage, a block, a layer or an operation. ``auto`` is the finest that fits
+            on a page. Equal blocks in a row are drawn once, with their number.
+        heat: What fill and bars measure: multiply-adds, parameters, or milliseconds, which are measured for it.
+        theme: The colours.
+
+    Returns:
+        A digraph that notebooks show; :func:`bottleneck_opt.diagrams.render_file` writes it as SVG, PNG, PDF or DOT.
 
     Raises:
-        ModelError, InputError: As for :func:`trace`.
+        ModelError, InputError: As for :func:`trace`; also where ``heat="ms"`` and the model cannot be timed.
+
+    Example:
+        >>> import torch
+        >>> picture = draw(nn.Sequential(nn.Conv2d(3, 2, 3)), torch.zeros(1, 3, 6, 6), theme="dark")
+        >>> "864 MAC" in picture.source
+        True
     """
-    return draw_model(trace(model, inputs), title=type(unwrap_model(model)).__name__)
+    look = Look(detail, "macs" if heat == "ms" else heat, theme)  # says what is wrong before anything is run
+    title = type(unwrap_model(model)).__name__
+    if heat != "ms":
+        return draw_model(trace(model, inputs), title=title, look=look)
+    timed = profile(model, inputs)
+    if timed.untimed:
+        raise InputError(f"heat='ms': {timed.untimed}. Choose heat='macs' or 'params'.")
+    times = (timed.milliseconds, timed.milliseconds)
+    return draw_model(timed.traced, title=title, look=replace(look, heat=heat, milliseconds=times))

@@ -12,8 +12,10 @@ import graphviz
 import torch.fx
 from torch import nn
 
-from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
+from bottleneck_opt.diagrams import Look, draw_after, draw_before, draw_diff, draw_rewrite, render_svg
+from bottleneck_opt.errors import InputError
 from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.profiling import Profile
 from bottleneck_opt.report import render_text
 from bottleneck_opt.saving import save_outcome
 
@@ -34,15 +36,44 @@ class Result(Outcome):
     model: nn.Module
     graph_module: torch.fx.GraphModule | None
 
-    def draw(self, which: Literal["before", "after", "diff"] = "diff") -> graphviz.Digraph:
-        """The model before, after, or both in one picture that shows what changed.
+    def draw(
+        self,
+        which: Literal["before", "after", "diff", "pass"] = "diff",
+        path: str | None = None,
+        *,
+        detail: Literal["auto", "stage", "block", "layer", "operation"] = "auto",
+        heat: Literal["macs", "params", "ms"] = "macs",
+        theme: Literal["light", "dark"] = "light",
+        profiles: tuple[Profile, Profile] | None = None,
+    ) -> graphviz.Digraph:
+        """The model before, after, both in one picture that shows what changed, or one rewrite close up.
+
+        Args:
+            which: ``before``, ``after``, ``diff``, or ``pass`` for the rewrite of the layer at ``path``.
+            path: Module path of a rewritten layer, or of a shared bottleneck; only for ``pass``.
+            detail: How much is folded: one box a stage, a block, a layer or an operation. ``auto`` is the finest that
+                fits on a page.
+            heat: What fill and bars measure: multiply-adds, parameters or milliseconds.
+            theme: The colours.
+            profiles: For ``heat="ms"``: what :func:`bottleneck_opt.profile` measured of the original model and of
+                ``result.model``. Nothing is timed here.
 
         Raises:
             ValueError: ``which`` is something else.
+            InputError: Another argument is, the layer at ``path`` was not rewritten, or timings are missing.
+
+        Example:
+            ``result.draw("pass", "layer3.0.conv2", theme="dark")``
         """
+        times = None if profiles is None else (profiles[0].milliseconds, profiles[1].milliseconds)
+        look = Look(detail, heat, theme, times)
+        if which == "pass":
+            return draw_rewrite(self, path, look)
         if which not in _DRAWINGS:
-            raise ValueError(f"draw: got {which!r}; expected 'before', 'after' or 'diff'.")
-        return _DRAWINGS[which](self)
+            raise ValueError(f"draw: got {which!r}; expected 'before', 'after', 'diff' or 'pass'.")
+        if path is not None:
+            raise InputError(f"draw({which!r}): got path={path!r}, which is for 'pass'. Write draw('pass', {path!r}).")
+        return _DRAWINGS[which](self, look)
 
     def save(self, folder: str | Path) -> Path:
         """Write plan.json, model.safetensors, reports and pictures to a folder, whole or not at all.

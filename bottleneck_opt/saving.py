@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
-from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, render_svg
+from bottleneck_opt.diagrams import draw_after, draw_before, draw_diff, graph_json, node_data_json, render_svg
 from bottleneck_opt.errors import FileError, RewriteError
 from bottleneck_opt.files import as_path, folder_written_whole, read_bytes
 from bottleneck_opt.graph_view import to_graph_module
@@ -35,8 +35,8 @@ _AGAIN = "Save the result again, or copy plan.json and model.safetensors togethe
 def save_outcome(outcome: Outcome, model: nn.Module, folder: str | Path) -> Path:
     """Write plan, weights, reports and pictures to a folder, all of them or none.
 
-    Files: plan.json, model.safetensors, report.html, report.json, before.svg, after.svg, diff.svg (.dot where nothing
-    here can render).
+    Files: plan.json, model.safetensors, report.html, report.json, before.svg, after.svg, diff.svg,
+    model_explorer_graph.json and model_explorer.json (a graph for Model Explorer, and costs and ranks on its nodes).
 
     Args:
         outcome: The numbers and graphs.
@@ -57,6 +57,8 @@ def save_outcome(outcome: Outcome, model: nn.Module, folder: str | Path) -> Path
         diff = _save_pictures(outcome, made)
         (made / "report.html").write_text(render_html(outcome, diff), encoding="utf-8", newline="\n")
         (made / "report.json").write_text(report_json(outcome), encoding="utf-8", newline="\n")
+        (made / "model_explorer.json").write_text(node_data_json(outcome), encoding="utf-8", newline="\n")
+        (made / "model_explorer_graph.json").write_text(graph_json(outcome), encoding="utf-8", newline="\n")
     return target
 
 

@@ -1,35 +1,32 @@
-"""Write a layout as DOT text: the same text for the same layout, whatever names a model brings along."""
+"""Write a figure as DOT text: the same text for the same figure, whatever names a model brings along."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 
 import graphviz
 
-from bottleneck_opt.diagrams.captions import Caption, caption_box, group_title
-from bottleneck_opt.diagrams.colors import BORDER, HEAT, INK, LINE, QUIET, heat_color
-from bottleneck_opt.diagrams.layout import Box, Group, Layout, Line
+from bottleneck_opt.diagrams.cards import Block, Card, Figure, Frame
+from bottleneck_opt.diagrams.colors import Theme
+from bottleneck_opt.diagrams.dot_labels import FONT, write_table
+from bottleneck_opt.diagrams.layout import Line
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_end, elide_middle
+from bottleneck_opt.diagrams.wording import ascii_text
 
-FONT = "Arial"
-_ROOM = "&#160;"  # keeps words off the border without a margin, which would keep the tag row off it too
 _MANY_BOXES = 150
-_TITLE_LIMIT = 100
 _GRAPH: Mapping[str, str] = {
-    "rankdir": "TB", "nslimit": "2", "nslimit1": "2", "ranksep": "0.28", "nodesep": "0.3", "fontname": FONT,
-    "fontsize": "11", "fontcolor": INK, "bgcolor": "white", "labelloc": "t", "pad": "0.2",
+    "rankdir": "TB", "nslimit": "2", "nslimit1": "2", "ranksep": "0.25", "nodesep": "0.25", "fontname": FONT,
+    "fontsize": "11", "labelloc": "t", "pad": "0.2",
 }  # fmt: skip
 _NODE: Mapping[str, str] = {
-    "shape": "box", "style": "filled", "fontname": FONT, "fontsize": "10", "fontcolor": INK, "margin": "0.02,0.02",
-    "height": "0", "width": "0",
+    "shape": "box", "fontname": FONT, "fontsize": "10", "margin": "0.02,0.02", "height": "0", "width": "0",
 }  # fmt: skip
 _SHAPE: Mapping[Change, Mapping[str, str]] = {
-    Change.SAME: {"penwidth": "1"},
+    Change.SAME: {"penwidth": "1", "style": "filled,rounded"},
     Change.REMOVED: {"penwidth": "2", "style": "filled,dashed"},
-    Change.ADDED: {"penwidth": "3"},
-    Change.REPLACED: {"penwidth": "3", "style": "filled,diagonals", "margin": "0.17,0.02"},  # corners cut off
+    Change.ADDED: {"penwidth": "3", "style": "filled"},
+    Change.REPLACED: {"penwidth": "2", "style": "filled", "peripheries": "2"},  # one stands for two
 }
 _LINE: Mapping[Change, Mapping[str, str]] = {
     Change.SAME: {"weight": "4"},
@@ -38,132 +35,58 @@ _LINE: Mapping[Change, Mapping[str, str]] = {
 }
 
 
-def write_dot(layout: Layout, *, title: str, subtitle: str = "") -> graphviz.Digraph:
-    """The figure as a digraph.
-
-    Args:
-        layout: Boxes, groups and lines.
-        title: First line above the figure.
-        subtitle: Second line.
-    """
-    digraph = graphviz.Digraph("bottleneck_opt", graph_attr=dict(_GRAPH), node_attr=dict(_NODE))
-    digraph.attr("edge", arrowsize="0.7", fontname=FONT, fontsize="10", color=LINE[Change.SAME])
-    if len(layout.boxes) > _MANY_BOXES:
+def write_dot(figure: Figure, digraph: graphviz.Digraph) -> None:
+    """Write a figure into a new digraph; its ``source`` is then the same text for the same figure."""
+    theme = figure.theme
+    digraph.graph_attr.update(_GRAPH, bgcolor=theme.background, fontcolor=theme.ink)
+    digraph.node_attr.update(_NODE, fontcolor=theme.ink)
+    digraph.attr("edge", arrowsize="0.7", fontname=FONT, fontsize="10", color=theme.line[Change.SAME],
+                 fontcolor=theme.quiet)  # fmt: skip
+    if len(figure.cards) > _MANY_BOXES:
         digraph.attr("graph", splines="polyline", nslimit="0.5", nslimit1="0.5")
-    digraph.attr("graph", label=_heading(layout, title, subtitle))
-    _add_items(digraph, layout.items, whole=layout.picture.before.macs)
-    for line in layout.lines:
-        _add_line(digraph, line)
-    return digraph
+    if figure.ordered:
+        digraph.attr("graph", ordering="out")
+    digraph.attr("graph", label=_label(figure.heading, theme, padding=2))
+    _add_items(digraph, figure.items, theme)
+    for line in figure.lines:
+        _add_line(digraph, line, theme)
 
 
-def _add_items(digraph: graphviz.Digraph, items: tuple[Box | Group, ...], *, whole: int, prefix: str = "") -> None:
+def _label(blocks: Iterable[Block], theme: Theme, *, change: Change = Change.SAME, padding: int = 1) -> str:
+    return f"<{write_table(blocks, theme, change=change, padding=padding)}>"
+
+
+def _add_items(digraph: graphviz.Digraph, items: Iterable[Card | Frame], theme: Theme, prefix: str = "") -> None:
     for index, item in enumerate(items):
-        if isinstance(item, Box):
-            _add_box(digraph, item, whole=whole, framed=bool(prefix))
+        if isinstance(item, Card):
+            _add_card(digraph, item, theme)
         else:
-            _add_group(digraph, item, whole=whole, name=f"{prefix}{index}")
+            _add_frame(digraph, item, theme, f"{prefix}{index}")
 
 
-def _add_group(digraph: graphviz.Digraph, group: Group, *, whole: int, name: str) -> None:
-    changed = any(box.change is not Change.SAME for box in group.boxes())
-    color = BORDER[Change.ADDED] if changed else BORDER[Change.SAME]
+def _add_frame(digraph: graphviz.Digraph, frame: Frame, theme: Theme, name: str) -> None:
+    changed = frame.change is not Change.SAME
+    color = theme.border[frame.change] if changed else theme.frame
     with digraph.subgraph(name=f"cluster_{name}") as cluster:
         cluster.attr(
-            label=f"<{escape(group_title(group))}>", style="rounded", color=color, labeljust="l",
-            penwidth="1.5" if changed else "1", fontsize="11", margin="10",
+            label=f"<<B>{escape(ascii_text(frame.title))}</B>>", style="rounded", color=color, labeljust="l",
+            penwidth="1.5" if changed else "1", fontsize="11", margin="10", **{"class": "frame"},
         )  # fmt: skip
-        _add_items(cluster, group.items, whole=whole, prefix=f"{name}_")
+        _add_items(cluster, frame.items, theme, f"{name}_")
 
 
-def _add_box(digraph: graphviz.Digraph, box: Box, *, whole: int, framed: bool) -> None:
-    caption = caption_box(box, whole=whole, framed=framed)
-    share = sum(cost.macs for cost in box.costs) / whole if whole else 0.0
+def _add_card(digraph: graphviz.Digraph, card: Card, theme: Theme) -> None:
     attributes = {
-        "fillcolor": heat_color(share), "color": BORDER[box.change], "class": box.change.value,
-        "tooltip": graphviz.escape(caption.tooltip), **_SHAPE[box.change], **_form(box),
+        "fillcolor": theme.fill(card.share), "color": theme.border[card.change], "class": card.change.value,
+        "tooltip": graphviz.escape(card.tooltip), **_SHAPE[card.change],
     }  # fmt: skip
-    digraph.node(box.key, label=_label(caption, box.change), **dict(sorted(attributes.items())))
+    if card.form == "end":
+        attributes |= {"shape": "ellipse", "style": "filled"}
+    digraph.node(card.key, label=_label(card.blocks, theme, change=card.change), **dict(sorted(attributes.items())))
 
 
-def _form(box: Box) -> Mapping[str, str]:
-    if box.region is not None and box.change is Change.SAME:
-        return {"style": "filled,rounded"}
-    if box.first.unit.head.kind in ("input", "output"):
-        return {"shape": "ellipse"}
-    if box.change is Change.ADDED and box.first.inserted:
-        return {"shape": "hexagon"}
-    return {}
-
-
-def _label(caption: Caption, change: Change) -> str:
-    rows = [
-        _row(caption.tag, bold=True, color="white", background=BORDER[change]),
-        _row(caption.title, bold=True, size=11, strike=change is Change.REMOVED or bool(caption.becomes)),
-        _row(caption.becomes, bold=True, size=11),
-        _row(caption.name),
-        _row(caption.shape),
-        _cost_row(caption),
-        _row(caption.note, size=9),
-        *(_row(line, align="LEFT") for line in caption.lines),
-    ]
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(rows)}</TABLE>>'
-
-
-def _row(
-    text: str, *, bold: bool = False, size: int = 10, color: str = INK, background: str = "", strike: bool = False,
-    align: str = "",
-) -> str:  # fmt: skip
-    if not text:
-        return ""
-    shown = f"<S>{escape(text)}</S>" if strike else escape(text)
-    shown = f"{_ROOM}<B>{shown}</B>{_ROOM}" if bold else f"{_ROOM}{shown}{_ROOM}"
-    cell = f' BGCOLOR="{background}"' if background else f' ALIGN="{align}"' if align else ""
-    return f'<TR><TD{cell}><FONT POINT-SIZE="{size}" COLOR="{color}">{shown}</FONT></TD></TR>'
-
-
-def _cost_row(caption: Caption) -> str:
-    share = f" | <B>{escape(caption.share)}</B>" if caption.share else ""
-    return f"<TR><TD>{_ROOM}{escape(caption.cost)}{share}{_ROOM}</TD></TR>" if caption.cost else ""
-
-
-def _add_line(digraph: graphviz.Digraph, line: Line) -> None:
-    attributes = {"color": LINE[line.change], "class": line.change.value, **_LINE[line.change]}
+def _add_line(digraph: graphviz.Digraph, line: Line, theme: Theme) -> None:
+    attributes = {"color": theme.line[line.change], "class": line.change.value, **_LINE[line.change]}
     if line.tensors > 1:
         attributes["label"] = f" {line.tensors} tensors"
     digraph.edge(line.source, line.target, **dict(sorted(attributes.items())))
-
-
-def _heading(layout: Layout, title: str, subtitle: str) -> str:
-    rows = [
-        _row(elide_middle(ascii_text(title), _TITLE_LIMIT), bold=True, size=14),
-        _row(elide_end(ascii_text(subtitle), _TITLE_LIMIT), size=11),
-        _row(_counts(layout), size=10, color=QUIET),
-        _row(_loss_meaning(layout), size=9, color=QUIET),
-        f"<TR><TD>{_legend()}</TD></TR>",
-    ]
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(rows)}</TABLE>>'
-
-
-def _counts(layout: Layout) -> str:
-    folded = layout.operations - layout.shown
-    if not folded:
-        return f"showing all {layout.operations} operations"
-    changed = any(part.change is not Change.SAME for part in layout.picture.parts)
-    promise = ", every change is shown" if changed else ""
-    return f"showing {layout.shown} of {layout.operations} operations; {folded} folded{promise}"
-
-
-def _loss_meaning(layout: Layout) -> str:
-    rewritten = any(part.step is not None for part in layout.picture.parts)
-    return f"predicted loss: {CHANGE_MEANING}" if rewritten else ""
-
-
-def _legend() -> str:
-    border = f'BORDER="1" COLOR="{BORDER[Change.SAME]}"'
-    cells = "".join(
-        f'<TD {border} BGCOLOR="{color}"><FONT POINT-SIZE="9" COLOR="black">{100 * bound:g}+</FONT></TD>'
-        for bound, color in HEAT
-    )
-    words = f'<TD><FONT POINT-SIZE="9" COLOR="{INK}">fill: % of the original model\'s MACs </FONT></TD>'
-    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2" CELLPADDING="2"><TR>{words}{cells}</TR></TABLE>'

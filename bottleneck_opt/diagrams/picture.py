@@ -35,6 +35,7 @@ class Part:
         step: The step that removed or added it, if one did.
         skipped: Why it was left alone, if that is known.
         sharing: The bottleneck that it is, if it is one that several layers read.
+        milliseconds: What its modules take in one call of the model; None where they were not timed.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Part:
     step: Step | None = None
     skipped: Skipped | None = None
     sharing: Sharing | None = None
+    milliseconds: float | None = None
 
     @property
     def path(self) -> str:
@@ -96,9 +98,9 @@ class Picture:
         return replace(self, parts=parts, edges=edges)
 
 
-def picture_model(traced: Traced) -> Picture:
-    """The picture of one model."""
-    units = group_units(traced.structure)
+def picture_model(traced: Traced, *, split: bool = False) -> Picture:
+    """The picture of one model; ``split`` gives every operation a part of its own."""
+    units = group_units(traced.structure, split=split)
     keys = unique_keys(unit.head.name for unit in units)
     names = dict(zip((unit.head.name for unit in units), keys, strict=True))
     parts = tuple(Part(names[unit.head.name], unit) for unit in units)

@@ -4,28 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bottleneck_opt.diagrams.heat import MACS, Measure
 from bottleneck_opt.diagrams.layout import Box
 from bottleneck_opt.diagrams.picture import Change
-from bottleneck_opt.diagrams.wording import ascii_text, elide_middle, loss_text, macs_text
-from bottleneck_opt.plan import SHARED, Step
+from bottleneck_opt.diagrams.wording import ascii_text, change_text, elide_start, loss_text, macs_text, shrink_text
+from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 
+MOST_LINES = 10
 _SIGNS = {Change.REMOVED: "- REMOVED", Change.ADDED: "+ NEW", Change.REPLACED: "-/+ REPLACED"}
 
 
-def change_tag(box: Box) -> str:
-    """What happened to a box, in words; empty when nothing did."""
+def shown_change(box: Box) -> Change:
+    """How a box is drawn: a region of one of the models only is removed or added, not replaced."""
+    changes = box.changes - {Change.SAME}
+    return next(iter(changes)) if len(changes) == 1 else box.change
+
+
+def change_tag(box: Box, measure: Measure = MACS) -> str:
+    """What happened to a box, in words, and what it saves; empty when nothing did."""
     if box.change is Change.SAME:
         return ""
+    words = _SIGNS[box.change] if box.region is None else _region_sign(box, len(steps_of(box)) // box.copies)
+    return " | ".join(filter(None, [words + times_tag(box), *_tag_words(box, measure)]))
+
+
+def _tag_words(box: Box, measure: Measure) -> list[str]:
+    if Change.REMOVED in box.changes and Change.ADDED in box.changes:
+        return [_saved_share(box, measure)]
     steps = steps_of(box)
     if box.region is not None:
-        return f"{_region_sign(box, len(steps) // box.copies)}{times_tag(box)} | {_loss(steps)}"
-    return " | ".join([_SIGNS[box.change] + times_tag(box), *(_words(box, steps) if steps else _sharing_words(box))])
+        return _savings(steps) if Change.ADDED not in box.changes else []
+    return _words(box, steps) if steps else _sharing_words(box)
+
+
+def _saved_share(box: Box, measure: Measure) -> str:
+    before = measure.of(part for part in box.parts if part.change is not Change.ADDED)
+    after = measure.of(part for part in box.parts if part.change is not Change.REMOVED)
+    return f"{change_text(before, after)} {measure.short}" if before else ""
 
 
 def _region_sign(box: Box, count: int) -> str:
+    what = f"{count} layer{'' if count == 1 else 's'}"
     if Change.ADDED not in box.changes:
-        return f"- {count} REMOVED"
-    return f"-/+ {count} REPLACED" if Change.REMOVED in box.changes else f"+ {count} NEW"
+        return f"- {what} REMOVED"
+    return f"-/+ {what} REPLACED" if Change.REMOVED in box.changes else f"+ {what} NEW"
+
+
+def fit_words(box: Box) -> str:
+    """Rank and predicted loss of what was replaced, where a box holds both sides; the loss alone for a region."""
+    steps = steps_of(box)
+    if not steps:
+        return ""
+    if box.region is not None:
+        return _loss(steps)
+    return f"{rank_words(steps)} | {_loss(steps)}" if box.change is Change.REPLACED else ""
 
 
 def steps_of(box: Box) -> list[Step]:
@@ -34,17 +66,26 @@ def steps_of(box: Box) -> list[Step]:
     return list(found.values())
 
 
-def step_lines(box: Box) -> tuple[str, ...]:
-    """One line for each change in a folded region: ``conv2: conv 3x3, rank 16 of 64, 116 MMAC -> 52.2 MMAC``."""
-    if box.region is None or box.change is not Change.REPLACED:
+def step_lines(box: Box) -> tuple[tuple[str, ...], ...]:
+    """Cells for each change in a folded region: name, operation, form, rank, MACs before and after, how much less."""
+    if box.region is None:
         return ()
-    return tuple(_step_line(step, box.paths[0]) for step in steps_of(box)[: len(steps_of(box)) // box.copies])
+    steps = steps_of(box)[: len(steps_of(box)) // box.copies]
+    most = sorted(steps, key=lambda step: step.after.macs - step.before.macs)[:MOST_LINES]
+    return tuple(_step_line(step, box.paths[0]) for step in steps if step in most)
 
 
-def _step_line(step: Step, region: str) -> str:
-    name = step.path.removeprefix(f"{region}.")
-    cost = f"{macs_text(step.before.macs)} -> {macs_text(step.after.macs)}"
-    return f"{elide_middle(ascii_text(name))}: {step.original.label}, {step.form}, {_rank([step])}, {cost}"
+def count_rest(box: Box) -> str:
+    """What a folded region says of the changes that have no line of their own: those that save least."""
+    rest = len(steps_of(box)) // box.copies - len(step_lines(box))
+    return f"and {rest} more that save less; detail='layer' shows all" if box.region is not None and rest > 0 else ""
+
+
+def _step_line(step: Step, region: str) -> tuple[str, ...]:
+    name = elide_start(ascii_text(step.path.removeprefix(f"{region}.")))
+    cost = shrink_text(macs_text(step.before.macs), macs_text(step.after.macs))
+    return (name, step.original.label, f"{step.form}, {rank_words([step])}", cost,
+            change_text(step.before.macs, step.after.macs))  # fmt: skip
 
 
 def _sharing_words(box: Box) -> list[str]:
@@ -60,12 +101,10 @@ def _words(box: Box, steps: Sequence[Step]) -> list[str]:
     """Savings on what went; rank on the first of the layers put in, predicted loss on the last."""
     if box.change is Change.REMOVED:
         return _savings(steps)
-    if box.change is Change.REPLACED:
-        return [_rank(steps), _loss(steps)]
     if steps[0].form == SHARED:
         return [_loss(steps)]
     last = box.first.path.rpartition(".")[2] == steps[0].layers[-1].name
-    return [_loss(steps)] if last and len(steps[0].layers) > 1 else [_rank(steps)]
+    return [_loss(steps)] if last and len(steps[0].layers) > 1 else [rank_words(steps)]
 
 
 def _savings(steps: Sequence[Step]) -> list[str]:
@@ -77,9 +116,19 @@ def _loss(steps: Sequence[Step]) -> str:
     return f"predicted loss {loss_text(sum(step.predicted_loss for step in steps))}"
 
 
-def _rank(steps: Sequence[Step]) -> str:
+def rank_words(steps: Sequence[Step]) -> str:
+    """``rank 16 of 64``, or which channels a layer that got narrower keeps; smallest and largest of several."""
+    if len(steps) == 1 and steps[0].form == IN_PLACE:
+        return _kept_channels(steps[0])
     what = "channels" if all(step.in_place for step in steps) else "rank"
     return f"{what} {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
+
+
+def _kept_channels(step: Step) -> str:
+    """``keeps 48 of 64 inputs, 60 of 64 outputs``, without the side that keeps all."""
+    before, after = step.original, step.narrowed
+    sides = [(after.in_channels, before.in_channels, "inputs"), (after.out_channels, before.out_channels, "outputs")]
+    return f"keeps {', '.join(f'{left} of {full} {name}' for left, full, name in sides if left < full)}"
 
 
 def rank_range(ranks: Sequence[tuple[int, ...]]) -> str:

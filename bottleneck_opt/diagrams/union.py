@@ -11,9 +11,14 @@ from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.plan import Step
 
 
-def picture_outcome(outcome: Outcome) -> Picture:
-    """The union of the model before and the model after; parts that are in both are drawn once."""
-    before, after = group_units(outcome.before.structure), group_units(outcome.after.structure)
+def picture_outcome(outcome: Outcome, *, split: bool = False) -> Picture:
+    """The union of the model before and the model after; parts that are in both are drawn once.
+
+    Args:
+        outcome: Both models, and what became of which layer.
+        split: Every operation is a part of its own.
+    """
+    before, after = (group_units(each.structure, split=split) for each in (outcome.before, outcome.after))
     steps = {name: step for step in outcome.plan.steps for name in step.names or (step.path,)}
     same = _match(before, after, removed=set(steps), added=_added_paths(outcome.plan.steps))
     merged = _merge(before, after, same)

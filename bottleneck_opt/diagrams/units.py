@@ -50,10 +50,14 @@ class Unit:
         return " | ".join(map(operation_label, self.nodes))
 
 
-def group_units(structure: ModelGraph) -> tuple[Unit, ...]:
+def group_units(structure: ModelGraph, *, split: bool = False) -> tuple[Unit, ...]:
     """The units of a run, in the order their heads ran.
 
     Parameters, constants, indexing and reshaping helpers are left out; their readers read what they read.
+
+    Args:
+        structure: The run.
+        split: Every operation is a unit of its own.
 
     Example:
         >>> x = Node("x", "input", "x", "", (), (), (), ((1, 3),))
@@ -64,7 +68,7 @@ def group_units(structure: ModelGraph) -> tuple[Unit, ...]:
     """
     drawn = [node for node in structure.nodes if is_drawn(node)]
     reads = _visible_inputs(structure)
-    heads = _heads(drawn, reads)
+    heads = {node.name: node.name for node in drawn} if split else _heads(drawn, reads)
     members: dict[str, list[Node]] = {}
     for node in drawn:
         members.setdefault(heads[node.name], []).append(node)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 _UNITS = ("", "k", "M", "G", "T", "P")
-PATH_LIMIT = 28
+PATH_LIMIT = 34
 TEXT_LIMIT = 400
 CHANGE_MEANING = "mean squared change of the output, as a share of the output's variance"
 
@@ -37,6 +37,19 @@ def macs_text(macs: float) -> str:
     """
     number, _, unit = count_text(macs).partition(" ")
     return f"{number} {unit}MAC"
+
+
+def shrink_text(before: str, after: str) -> str:
+    """Two numbers with their units as one text; a unit that both have is said once.
+
+    Example:
+        >>> shrink_text("18.9 MMAC", "8.10 MMAC"), shrink_text("1.2 GMAC", "8.10 MMAC"), shrink_text("9 %", "9 %")
+        ('18.9 -> 8.10 MMAC', '1.2 GMAC -> 8.10 MMAC', '9 %')
+    """
+    if before == after:
+        return after
+    number, _, unit = before.partition(" ")
+    return f"{number if unit == after.partition(' ')[2] else before} -> {after}"
 
 
 def share_text(share: float) -> str:
@@ -145,6 +158,16 @@ def elide_middle(text: str, limit: int = PATH_LIMIT) -> str:
         return text
     head = (limit - 4) // 2
     return f"{text[:head]}....{text[head + 4 - limit :]}"
+
+
+def elide_start(text: str, limit: int = PATH_LIMIT) -> str:
+    """The text without its start if it is longer than the limit.
+
+    Example:
+        >>> elide_start("transformer_blocks.0.attn1.to_q", 20)
+        '...cks.0.attn1.to_q'
+    """
+    return text if len(text) <= limit else f"...{text[4 - limit :]}"
 
 
 def elide_end(text: str, limit: int) -> str:

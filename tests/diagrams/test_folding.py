@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 
 from bottleneck_opt.diagrams.captions import caption_box, group_title
+from bottleneck_opt.diagrams.composing import compose
 from bottleneck_opt.diagrams.folding import fold
+from bottleneck_opt.diagrams.heading import Heading
 from bottleneck_opt.diagrams.layout import Group, Layout
 from bottleneck_opt.diagrams.picture import Change, Picture, picture_model
 from bottleneck_opt.diagrams.union import picture_outcome
@@ -11,7 +13,10 @@ from tests.samples import renamed_outcome, residual_outcome, residual_run
 
 
 def groups(layout: Layout) -> list[Group]:
-    return [item for item in layout.items if isinstance(item, Group)]
+    """Frames around equal blocks."""
+    found = [item for item in layout.items if isinstance(item, Group)]
+    inner = [item for group in found for item in group.items if isinstance(item, Group)]
+    return [group for group in (*found, *inner) if len(group.paths) > 1]
 
 
 def assert_complete(picture: Picture, layout: Layout) -> None:
@@ -25,7 +30,7 @@ def assert_complete(picture: Picture, layout: Layout) -> None:
         caption = caption_box(box, whole=picture.before.macs)
         steps = {part.step.path for part in box.parts[: box.size] if part.step is not None}
         assert caption.tag
-        assert len(steps) == 1 or len(caption.lines) == len(steps)
+        assert len(steps) == 1 or len(caption.lines) == len(steps) or caption.rest
         assert len(changes) == 1 or box.change is Change.REPLACED
 
 
@@ -45,7 +50,7 @@ def test_equal_blocks_are_drawn_once_with_their_number() -> None:
 
 def test_a_block_that_changed_is_not_merged_with_those_that_did_not() -> None:
     picture = picture_outcome(residual_outcome({"blocks.5.conv1": 4}, blocks=20))
-    layout = fold(picture, aim=10)
+    layout = fold(picture, aim=16)
     assert_complete(picture, layout)
     assert [box.paths for box in layout.boxes if box.change is Change.REMOVED] == [("blocks.5.conv1",)]
 
@@ -76,18 +81,19 @@ def test_where_much_changed_a_layer_and_its_replacements_share_a_box() -> None:
     replaced = [box for box in layout.boxes if box.change is Change.REPLACED]
     assert [len(box.parts) for box in replaced] == [3, 3, 3, 3]
     caption = caption_box(replaced[0], whole=picture.before.macs)
-    assert caption.tag == "-/+ REPLACED | rank 4 of 16 | predicted loss 1.0 %"
+    assert caption.tag == "-/+ REPLACED | -72 % MACs"
+    assert caption.fit == "rank 4 of 16 | predicted loss 1.0 %"
     assert caption.title == "conv 3x3 | BN | ReLU"
     assert caption.becomes == "+ conv 1x1 + conv 3x3 | BN | ReLU"
     assert caption.shape == "16x8x8 -> 4x8x8 -> 16x8x8"
-    assert caption.cost == "147 kMAC -> 41.0 kMAC | 2.30 k -> 640 params"
+    assert caption.numbers[1:] == ("147 -> 41.0 kMAC", "2.30 k -> 640 params")
 
 
 def test_the_rank_range_of_merged_layers_runs_from_smallest_to_largest() -> None:
     outcome = residual_outcome({"blocks.0.conv1": 12, "blocks.1.conv1": 4}, blocks=2)
     first, second = outcome.plan.steps
     steps = (replace(first, full_ranks=(128,)), replace(second, full_ranks=(32,)))
-    layout = fold(picture_outcome(replace(outcome, plan=replace(outcome.plan, steps=steps))), aim=1, most=11)
+    layout = fold(picture_outcome(replace(outcome, plan=replace(outcome.plan, steps=steps))), aim=11)
     (group,) = groups(layout)
     tags = [caption_box(box, whole=1).tag for box in group.boxes()]
     assert any("rank 4 .. 12 of 32 .. 128" in tag for tag in tags)
@@ -107,13 +113,14 @@ def test_where_almost_all_changed_a_block_is_a_box_with_a_line_for_each_change()
     captions = [caption_box(box, whole=picture.before.macs) for box in layout.boxes if box.region is not None]
     assert len(captions) == 8
     assert captions[0].lines == (
-        "conv1: conv 3x3, reduce, rank 3 of 16, 147 kMAC -> 30.7 kMAC",
-        "conv2: conv 3x3, reduce, rank 4 of 16, 147 kMAC -> 41.0 kMAC",
+        ("conv1", "conv 3x3", "reduce, rank 3 of 16", "147 -> 30.7 kMAC", "-79 %"),
+        ("conv2", "conv 3x3", "reduce, rank 4 of 16", "147 -> 41.0 kMAC", "-72 %"),
     )
-    assert captions[0].tag == "-/+ 2 REPLACED | predicted loss 2.0 %"
+    assert captions[0].tag == "-/+ 2 layers REPLACED | -76 % MACs"
+    assert captions[0].fit == "predicted loss 2.0 %"
     one_side = fold(picture.without(Change.REMOVED), aim=12, most=12)
     tags = {caption_box(box, whole=1).tag for box in one_side.boxes if box.region is not None}
-    assert tags == {"+ 2 NEW | predicted loss 2.0 %", "+ 1 NEW | predicted loss 1.0 %"}
+    assert tags == {"+ 2 layers NEW", "+ 1 layer NEW"}
 
 
 def test_costs_of_all_boxes_add_up_to_the_model() -> None:
@@ -132,3 +139,14 @@ def test_more_folding_never_gives_more_boxes() -> None:
     picture = picture_outcome(residual_outcome({"blocks.5.conv1": 4, "blocks.6.conv1": 8}, blocks=20))
     counts = [len(fold(picture, aim=aim, most=aim).boxes) for aim in (1000, 60, 30, 15, 1)]
     assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("hidden", [Change.ADDED, Change.REMOVED])
+def test_a_region_of_one_side_is_filled_by_all_that_it_costs_there(hidden: Change) -> None:
+    picture = picture_outcome(residual_outcome({f"blocks.{i}.conv1": 2 + i for i in range(8)}, blocks=8))
+    side = picture.without(hidden)
+    figure = compose(fold(side, detail="block"), Heading("Net"))
+    whole = sum(card.share for card in figure.cards) * side.before.macs
+    assert whole == pytest.approx((side.before if hidden is Change.ADDED else side.after).macs)
+    other = Change.REMOVED if hidden is Change.ADDED else Change.ADDED
+    assert {card.change for card in figure.cards} == {Change.SAME, other}

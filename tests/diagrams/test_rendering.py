@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import graphviz
 import pytest
 
-from bottleneck_opt.diagrams import draw_diff, draw_model, render_file, render_svg, renderer, rendering
+from bottleneck_opt.diagrams import draw_diff, draw_model, png, render_file, render_svg, renderer
 from bottleneck_opt.errors import FileError
 from tests.samples import residual_outcome, residual_run
 
@@ -40,12 +41,20 @@ def test_a_dot_file_needs_no_renderer(digraph: graphviz.Digraph, tmp_path: Path,
     assert (tmp_path / "model.dot").read_text() == digraph.source
 
 
-def test_without_a_renderer_there_is_no_svg(digraph: graphviz.Digraph, no_renderer: None) -> None:
+def test_without_a_renderer_the_svg_has_a_plain_layout_and_says_so(
+    digraph: graphviz.Digraph, no_renderer: None
+) -> None:
     assert renderer() is None
-    assert render_svg(digraph) is None
+    svg = render_svg(digraph)
+    assert svg is not None
+    assert "plain layout: Graphviz is not installed here" in svg
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_without_a_renderer_another_digraph_has_no_svg(no_renderer: None) -> None:
+    assert render_svg(graphviz.Digraph()) is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
 def test_a_missing_renderer_is_an_error_that_says_what_to_do(
     digraph: graphviz.Digraph, tmp_path: Path, no_renderer: None, suffix: str
 ) -> None:
@@ -110,14 +119,49 @@ def test_a_layout_that_takes_too_long_is_tried_again_in_haste(
         return run(command, **options)
 
     monkeypatch.setattr(subprocess, "run", slow)
-    assert render_svg(digraph) is not None
+    svg = render_svg(digraph)
+    assert svg is not None
     assert "-Gsplines=line" in commands[1]
+    assert "laid out in haste" in svg
 
 
 @needs_renderer
 def test_a_png_too_large_to_open_is_refused(
     digraph: graphviz.Digraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "_PNG_SIDE", 200)
+    monkeypatch.setattr(png, "_SIDE", 200)
     with pytest.raises(FileError, match=r"\.svg or \.pdf"):
         render_file(digraph, tmp_path / "model.png")
+
+
+@needs_renderer
+def test_a_png_that_is_scaled_down_says_so(
+    digraph: graphviz.Digraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg = render_svg(digraph)
+    assert svg is not None
+    size = re.search(r'height="(\d+)pt"', svg)
+    assert size is not None
+    monkeypatch.setattr(png, "_SIDE", int(1.5 * int(size[1])))  # 144 dots an inch are 2 a point
+    assert "scaled to 75 %" in render_file(digraph, tmp_path / "model.png")
+    monkeypatch.setattr(png, "_SIDE", 16_000)
+    assert render_file(digraph, tmp_path / "model.png") == ""
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="dot is not installed")
+def test_a_layout_that_takes_too_long_twice_is_a_plain_one(
+    digraph: graphviz.Digraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(command: list[str], **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, 20)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    note = render_file(digraph, tmp_path / "model.svg")
+    assert note.startswith("plain layout")
+    assert note in (tmp_path / "model.svg").read_text()
+    with pytest.raises(FileError, match=r"Write a \.svg file"):
+        render_file(digraph, tmp_path / "model.png")
+
+
+def test_a_notebook_shows_the_picture_without_graphviz_too(digraph: graphviz.Digraph, no_renderer: None) -> None:
+    assert "<svg" in digraph._repr_mimebundle_()["image/svg+xml"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bottleneck_opt.diagrams.wording import (
@@ -31,6 +32,7 @@ class Number:
         change: The difference in words, or empty.
         note: Where it comes from, or empty.
         meaning: What it measures, where the name alone does not say, or empty.
+        saves: It tells what was saved, not what that cost.
     """
 
     name: str
@@ -39,11 +41,15 @@ class Number:
     change: str = ""
     note: str = ""
     meaning: str = ""
+    saves: bool = True
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One rewritten layer in words."""
+    """One rewritten layer in words.
+
+    ``loss_share`` is its share of all predicted losses, ``order`` has the numbers that columns are sorted by.
+    """
 
     path: str
     form: str
@@ -56,8 +62,33 @@ class LayerRow:
     params_after: str
     params_change: str
     loss: str
+    loss_share: float
     pass_name: str
     original: str
+    error: str
+    time: str
+    time_change: str
+    order: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """Channels between two layers of which some are no longer made, in words.
+
+    Attributes:
+        producer, consumer: The layers.
+        kept: How many channels are left; ``fraction`` is their share.
+        loss: What dropping them is predicted to cost, on top of the layers' own losses; ``order`` as a number,
+            ``loss_share`` as a share of all losses.
+    """
+
+    producer: str
+    consumer: str
+    kept: str
+    fraction: float
+    loss: str
+    order: float
+    loss_share: float
 
 
 @dataclass(frozen=True)
@@ -77,16 +108,42 @@ class SkipGroup:
     share: float
 
 
+def visible_text(text: str) -> str:
+    r"""A text of the user's with what cannot be seen, or turns writing round, as an escape.
+
+    Example:
+        >>> visible_text("r\u00e9seau\u202e" + chr(10))
+        'r\xe9seau\\u202e\\n'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def headline(outcome: Outcome) -> str:
-    """The outcome in one line."""
-    before, after = outcome.before.cost, outcome.after.cost
-    words = [
-        f"{macs_text(before.macs)} -> {macs_text(after.macs)} ({change_text(before.macs, after.macs)})",
-        f"{count_text(before.params)} -> {count_text(after.params)} params "
-        f"({change_text(before.params, after.params)})",
-        f"output change {_measured(outcome)}",
-    ]
-    return ", ".join(words)
+    """What was saved and what it cost, in one sentence."""
+    before, after, speed = outcome.before.cost, outcome.after.cost, outcome.verification.speed
+    saved = [_less(before.macs, after.macs, "MACs"), _less(before.params, after.params, "params")]
+    if speed is not None:
+        saved.append(_less(speed.before, speed.after, "time a call", few="less", many="more"))
+    return f"{', '.join(saved)}; {', '.join(_lost(outcome))}."
+
+
+def _less(before: float, after: float, name: str, *, few: str = "fewer", many: str = "more") -> str:
+    """``25 % fewer MACs``."""
+    if not before or before == after:
+        return f"same {name}"
+    percent = 100 * abs(after - before) / before
+    return f"{percent:.{0 if percent >= 10 else 1}f} % {few if after < before else many} {name}"
+
+
+def _lost(outcome: Outcome) -> list[str]:
+    checked = outcome.verification
+    change = f"the output changed by {_measured(outcome)}"
+    lost = [change if checked.measured_change is not None else "output change not measured"]
+    if checked.metric_before is not None and checked.metric_after is not None:
+        lost.append(f"metric {checked.metric_before:.4g} -> {checked.metric_after:.4g}")
+    elif checked.agreement is not None:
+        lost.append(f"same top class on {_percent(checked.agreement)}")
+    return lost
 
 
 def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
@@ -111,7 +168,38 @@ def layers_changed(outcome: Outcome) -> str:
 
 def list_layers(outcome: Outcome) -> tuple[LayerRow, ...]:
     """Every rewritten layer, in the plan's order, and the bottlenecks that several of them read."""
-    return (*map(_layer_row, outcome.plan.steps), *map(_sharing_row, outcome.plan.sharings))
+    errors, times = error_of(outcome), times_of(outcome)
+    whole = _all_losses(outcome)
+    rows = (_layer_row(step, whole, errors.get(step.path), times.get(step.path)) for step in outcome.plan.steps)
+    return (*rows, *map(_sharing_row, outcome.plan.sharings))
+
+
+def list_dropped(outcome: Outcome) -> tuple[DroppedRow, ...]:
+    """Where channels were dropped between two layers, in the plan's order."""
+    whole = _all_losses(outcome)
+    return tuple(
+        DroppedRow(
+            each.producer, each.consumer, f"{len(each.kept)} of {each.channels}", len(each.kept) / each.channels,
+            loss_text(each.predicted_loss), each.predicted_loss, each.predicted_loss / whole,
+        )
+        for each in outcome.plan.selections
+    )  # fmt: skip
+
+
+def _all_losses(outcome: Outcome) -> float:
+    steps, dropped = outcome.plan.steps, outcome.plan.selections
+    return sum(each.predicted_loss for each in steps) + sum(each.predicted_loss for each in dropped) or 1.0
+
+
+def error_of(outcome: Outcome) -> dict[str, float]:
+    """For each layer that refitting looked at, the error of its output that was measured there, after it."""
+    return {each.path: each.after if each.accepted else each.before for each in outcome.corrections}
+
+
+def times_of(outcome: Outcome) -> dict[str, tuple[float, float]]:
+    """Milliseconds in each rewritten layer before and after, where that was timed."""
+    speed = outcome.verification.speed
+    return {} if speed is None else {path: (before, after) for path, before, after in speed.layers}
 
 
 def group_skipped(skipped: tuple[Skipped, ...]) -> tuple[SkipGroup, ...]:
@@ -145,11 +233,16 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
     note = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
-    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING)]
+    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING, saves=False)]
     if checked.agreement is not None:
         note = f"on {checked.examples} examples"
-        numbers.append(Number("same top class", "", f"{100 * checked.agreement:.1f} %", "", note))
+        numbers.append(Number("same top class", "", _percent(checked.agreement), "", note, saves=False))
     return tuple(numbers)
+
+
+def _percent(share: float) -> str:
+    """A share with one digit, and all of it without: only all of it is 100 %."""
+    return "100 %" if share == 1 else f"{min(99.9, 100 * share):.1f} %"
 
 
 def _untrained(outcome: Outcome) -> str:
@@ -163,7 +256,7 @@ def _recovery_number(outcome: Outcome) -> tuple[Number, ...]:
     kept = f"weights of step {found.best_step} of {found.steps}" if found.accepted else "nothing did better, not kept"
     change = change_text(found.before, found.after) if found.accepted and math.isfinite(found.before) else ""
     note = f"{found.held_out} held-out examples, {kept}"
-    return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note),)
+    return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note, saves=False),)
 
 
 def _measured(outcome: Outcome) -> str:
@@ -175,7 +268,8 @@ def _metric_number(outcome: Outcome) -> tuple[Number, ...]:
     before, after = outcome.verification.metric_before, outcome.verification.metric_after
     if before is None or after is None:
         return ()
-    return (Number("metric", f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}", "what evaluate returned"),)
+    change = f"{after - before:+.4g}" if after != before else "no change"
+    return (Number("metric", f"{before:.4g}", f"{after:.4g}", change, "what evaluate returned", saves=False),)
 
 
 def _sharing_row(sharing: Sharing) -> LayerRow:
@@ -192,12 +286,22 @@ def _sharing_row(sharing: Sharing) -> LayerRow:
         params_after=count_text(sharing.cost.params),
         params_change="new",
         loss="-",
+        loss_share=0.0,
         pass_name=sharing.pass_name,
         original="-",
+        error="",
+        time="",
+        time_change="",
+        order={"macs": -sharing.cost.macs, "params": -sharing.cost.params, "loss": 0.0},
     )
 
 
-def _layer_row(step: Step) -> LayerRow:
+def _times(before: float, after: float) -> str:
+    """Both with the unit once where it is the same."""
+    return f"{milliseconds_text(before).removesuffix(' ms')} -> {milliseconds_text(after)}"
+
+
+def _layer_row(step: Step, whole: float, error: float | None, time: tuple[float, float] | None) -> LayerRow:
     return LayerRow(
         path=step.path,
         form=step.form,
@@ -210,6 +314,17 @@ def _layer_row(step: Step) -> LayerRow:
         params_after=count_text(step.after.params),
         params_change=change_text(step.before.params, step.after.params),
         loss=loss_text(step.predicted_loss),
+        loss_share=step.predicted_loss / whole,
         pass_name=step.pass_name,
         original=step.original.label,
+        error="" if error is None else loss_text(error),
+        time="" if time is None else _times(*time),
+        time_change="" if time is None else change_text(*time),
+        order={
+            "macs": step.before.macs - step.after.macs,
+            "params": step.before.params - step.after.params,
+            "loss": step.predicted_loss,
+            **({} if error is None else {"error": error}),
+            **({} if time is None else {"time": time[0] - time[1]}),
+        },
     )

@@ -1,0 +1,94 @@
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from bottleneck_opt.diagrams import draw_diff, render_svg, renderer
+from bottleneck_opt.diagrams.folding import fold
+from bottleneck_opt.diagrams.picture import Change
+from bottleneck_opt.diagrams.union import picture_outcome
+from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report.figure import PAPER, SVG, Figure, make_figure
+from tests.report.outcomes import many_changes
+from tests.samples import residual_outcome
+
+pytestmark = pytest.mark.skipif(renderer() is None, reason="no renderer: neither dot nor pygraphviz")
+
+
+def figure_of(outcome: Outcome) -> Figure:
+    svg = render_svg(draw_diff(outcome))
+    assert svg is not None
+    return make_figure(svg, fold(picture_outcome(outcome)))
+
+
+def nodes(figure: Figure) -> dict[str, ET.Element]:
+    root = ET.fromstring(figure.svg)
+    return {
+        each.findtext(f"{{{SVG}}}title", ""): each
+        for each in root.iter(f"{{{SVG}}}g")
+        if "node" in each.get("class", "").split()
+    }
+
+
+def words(element: ET.Element, view: str) -> str:
+    (group,) = (each for each in element.iter(f"{{{SVG}}}g") if each.get("class") == view)
+    return " / ".join(text.text or "" for text in group.iter(f"{{{SVG}}}text"))
+
+
+def test_every_box_of_the_layout_is_in_the_figure() -> None:
+    outcome = many_changes()
+    assert set(nodes(figure_of(outcome))) == {box.key for box in fold(picture_outcome(outcome)).boxes}
+
+
+def test_a_box_of_both_models_has_a_caption_for_each() -> None:
+    outcome = many_changes()
+    found = nodes(figure_of(outcome))
+    joined = [box for box in fold(picture_outcome(outcome)).boxes if box.change is Change.REPLACED]
+    assert joined
+    for box in joined:
+        before, after = (words(found[box.key], view) for view in ("in-before", "in-after"))
+        assert "REMOVED" in before
+        assert "NEW" not in before
+        assert "rank" not in before
+        assert "NEW" in after
+        assert "REMOVED" not in after
+        assert "REPLACED" in words(found[box.key], "in-diff")
+
+
+def test_a_box_of_one_model_has_no_other_captions() -> None:
+    assert "in-before" not in figure_of(residual_outcome()).svg
+
+
+def test_heading_and_background_are_left_to_the_page() -> None:
+    svg = figure_of(residual_outcome()).svg
+    assert "Before and after" not in svg
+    assert "% of the original" not in svg
+    assert 'fill="white"' not in svg
+
+
+def test_the_drawing_fills_its_frame() -> None:
+    root = ET.fromstring(figure_of(residual_outcome()).svg)
+    width, height = map(float, root.get("viewBox", "").split()[2:])
+    numbers = [
+        float(n) for shape in root.iter(f"{{{SVG}}}polygon") for n in re.findall(r"[-\d.]+", shape.get("points", ""))
+    ]
+    (shift_x, shift_y) = map(float, re.findall(r"[-\d.]+", next(iter(root)).get("transform", "")))
+    assert min(numbers[::2]) + shift_x >= 0
+    assert max(numbers[::2]) + shift_x <= width
+    assert min(numbers[1::2]) + shift_y >= 0
+    assert max(numbers[1::2]) + shift_y <= height
+
+
+def test_on_paper_the_parts_cover_the_drawing_without_a_gap_and_fit_the_page() -> None:
+    figure = figure_of(many_changes())
+    boxes = [list(map(float, re.findall(r'viewBox="([^"]*)"', sheet)[0].split())) for sheet in figure.sheets]
+    height = float(ET.fromstring(figure.svg).get("viewBox", "").split()[3])
+    assert len(boxes) > 1
+    assert boxes[0][1] == 0
+    for above, below in zip(boxes, boxes[1:], strict=False):
+        assert above[1] + above[3] == pytest.approx(below[1], abs=0.2)
+    assert boxes[-1][1] + boxes[-1][3] == pytest.approx(height, abs=0.5)
+    for sheet in figure.sheets:
+        wide, high = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)pt"', sheet))
+        assert wide <= PAPER[0] + 0.1
+        assert high <= PAPER[1] + 0.1

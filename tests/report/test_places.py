@@ -16,7 +16,8 @@ def places(outcome: Outcome) -> tuple[Place, ...]:
 def facts(outcome: Outcome, path: str) -> dict[str, str]:
     described = describe_places(places(outcome), outcome)
     (found,) = (each for each in described if each["path"] == path)
-    return dict(found["facts"])  # type: ignore[call-overload]
+    known: dict[str, str] = dict(found["facts"])  # type: ignore[call-overload]
+    return known
 
 
 def test_costs_of_all_places_add_up_to_the_models() -> None:

@@ -24,6 +24,7 @@ SVG = "http://www.w3.org/2000/svg"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 _PAD = 8.0
 _LINE = 13.0
+MOST_COPIES = 3000  # of a box, in all parts for paper together
 _LETTER, _BOLD_LETTER = 5.2, 5.7  # width of a letter at 10 points
 PAPER = (538.0, 740.0)  # points that A4 leaves inside its margins
 STRIP = 190.0  # of them for what stands above the first part
@@ -65,7 +66,8 @@ class Figure:
 
     Attributes:
         svg: The drawing.
-        sheets: The same in parts that fit on paper, top to bottom; they refer to ``svg``.
+        sheets: The same in parts that fit on paper, top to bottom; they refer to ``svg``. Empty for a very long one: a
+            browser copies all boxes for each part.
     """
 
     svg: Markup
@@ -99,8 +101,8 @@ def make_figure(svg: str, layout: Layout) -> Figure:
         root.set("width", f"{size[0]:.0f}pt")
         root.set("height", f"{size[1]:.0f}pt")
     root.set("aria-hidden", "true")
-    sheets = () if content is None else _cut(content, areas)
-    return Figure(_write(root), tuple(sheets))
+    sheets = () if content is None else tuple(_cut(content, areas))
+    return Figure(_write(root), sheets if len(sheets) * len(areas) <= MOST_COPIES else ())
 
 
 def _tag(name: str) -> str:
@@ -241,6 +243,7 @@ def _cut(content: Area, boxes: list[Area]) -> Iterator[Markup]:
 
 def _free_line(spans: list[Span], low: float, high: float) -> float:
     """The lowest line between two heights that crosses no box; the lower height where there is none."""
-    candidates = [high, *(top - 2 for top, _ in spans), *(bottom + 2 for _, bottom in spans)]
-    free = [y for y in candidates if low <= y <= high and not any(top < y < bottom for top, bottom in spans)]
+    near = [(top, bottom) for top, bottom in spans if bottom + 2 >= low and top - 2 <= high]
+    candidates = [high, *(top - 2 for top, _ in near), *(bottom + 2 for _, bottom in near)]
+    free = [y for y in candidates if low <= y <= high and not any(top < y < bottom for top, bottom in near)]
     return max(free, default=high)

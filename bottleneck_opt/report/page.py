@@ -40,7 +40,7 @@ _SCRIPTS = (
     "viewport.js", "pictures.js", "facts.js", "selection.js", "search.js", "tables.js", "strip.js", "theme.js",
     "downloads.js", "main.js",
 )  # fmt: skip
-CURVES_SHOWN = 12
+CURVES_SHOWN, MOST_CURVES = 12, 120
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _plots(outcome: Outcome, places: tuple[Place, ...]) -> dict[str, Any]:
         "frontier": plot_frontier(outcome),
         "costs": plot_costs(places),
         "ranks": plot_ranks(outcome.plan.steps),
-        "curves": [(step.path, plot_curve(curve, step)) for step, curve in drawn],
+        "curves": [(step.path, plot_curve(curve, step)) for step, curve in drawn[:MOST_CURVES]],
+        "curves_left_out": len(drawn[MOST_CURVES:]),
         "curves_shown": CURVES_SHOWN,
     }
 

@@ -9,6 +9,7 @@ from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.union import picture_outcome
 from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report import render_html
 from bottleneck_opt.report.figure import PAPER, SVG, Figure, make_figure
 from tests.report.outcomes import many_changes
 from tests.samples import residual_outcome
@@ -78,6 +79,13 @@ def test_the_drawing_fills_its_frame() -> None:
     for places, shift, size in ((numbers[::2], right, width), (numbers[1::2], down, height)):
         assert min(places) + shift >= 0
         assert max(places) + shift <= size
+
+
+def test_a_very_long_drawing_is_not_copied_for_paper() -> None:
+    outcome = many_changes(200)
+    html = render_html(outcome, render_svg(draw_diff(outcome)))
+    assert 'class="sheet"' not in html
+    assert "too long for paper" in html
 
 
 def test_on_paper_the_parts_cover_the_drawing_without_a_gap_and_fit_the_page() -> None:

@@ -11,14 +11,14 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bottleneck_opt.diagrams.captions import caption_box
-from bottleneck_opt.diagrams.colors import BORDER, INK, heat_color
 from bottleneck_opt.diagrams.layout import Box, Layout
 from bottleneck_opt.diagrams.picture import Change
+from bottleneck_opt.report.halves import Half, split_box
+from bottleneck_opt.report.palette import BORDER, INK, heat_color
 
 SVG = "http://www.w3.org/2000/svg"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -117,10 +117,10 @@ def _write(root: ET.Element) -> Markup:
 
 
 def _lighten(root: ET.Element, graph: ET.Element) -> None:
-    """Leave out what the page says itself (heading, legend, background, fonts) or has no use for (numbering)."""
-    for child in list(graph):
-        if child.tag != _tag("g"):
-            graph.remove(child)
+    """Leave out what the page says itself (heading, legend, background, styles) or has no use for (numbering)."""
+    for parent in (root, graph):
+        for child in [each for each in parent if each.tag != _tag("g")]:
+            parent.remove(child)
     font = next((text.get("font-family") for text in root.iter(_tag("text"))), None)
     for element in list(root.iter()):
         element.attrib.pop("id", None)
@@ -184,32 +184,21 @@ def _add_views(node: ET.Element, box: Box, area: Area, *, whole: int) -> None:
         both.append(child)
     outline = next(child for child in both if child.tag in _SHAPE_TAGS)
     holder.append(both)
-    for view, shown, hidden in (
-        ("in-before", Change.REMOVED, Change.ADDED), ("in-after", Change.ADDED, Change.REMOVED),
-    ):  # fmt: skip
-        half = replace(box, parts=tuple(part for part in box.parts if part.change is not hidden))
-        share = sum(cost.macs for cost in half.costs) / whole if whole else 0.0
+    for view, half in zip(("in-before", "in-after"), split_box(box, whole=whole), strict=True):
         drawn = ET.SubElement(holder, _tag("g"), {"class": view})
         shape = deepcopy(outline)
-        shape.set("fill", heat_color(share))
-        shape.set("stroke", BORDER[shown])
+        shape.set("fill", heat_color(half.share))
+        shape.set("stroke", BORDER[half.change])
         drawn.append(shape)
-        drawn.extend(_write_caption(half, area, shown, whole=whole))
+        drawn.extend(_write_half(half, area))
 
 
-def _write_caption(box: Box, area: Area, change: Change, *, whole: int) -> Iterator[ET.Element]:
-    """The words of a box: what happened on a band above, the rest centred below it."""
-    caption = caption_box(box, whole=whole)
-    title, tag, lines = caption.title, caption.tag, caption.lines
-    if box.region is None:
-        title = " + ".join(part.unit.title for part in box.parts[: box.size])
-    elif change is Change.REMOVED:
-        tag, lines = tag.partition(" | ")[0], ()  # losses and ranks are of what comes instead
+def _write_half(half: Half, area: Area) -> Iterator[ET.Element]:
+    """The words of a box: what happened on a band above, the rest centred below it, as many rows as there is room."""
     band = {"x": area.left, "y": area.top, "width": area.width, "height": _LINE + 2}
-    yield ET.Element(_tag("rect"), {name: f"{value:.1f}" for name, value in band.items()} | {"fill": BORDER[change]})
-    yield _write_words(tag, area, area.top + _LINE - 2, color="#ffffff", bold=True)
-    cost = " | ".join(filter(None, (caption.cost, caption.share)))
-    rows = list(filter(None, (title, caption.name, caption.shape, cost, *lines)))
+    yield ET.Element(_tag("rect"), {name: f"{size:.1f}" for name, size in band.items()} | {"fill": BORDER[half.change]})
+    yield _write_words(half.tag, area, area.top + _LINE - 2, color="#ffffff", bold=True)
+    rows = half.rows[: max(4, int(area.height / _LINE) - 1)]
     top = area.top + _LINE + (area.height - _LINE * (len(rows) + 1)) / 2
     for index, row in enumerate(rows):
         yield _write_words(row, area, top + _LINE * (index + 0.75), color=INK, bold=index == 0)

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bottleneck_opt.diagrams import draw_diff
-from bottleneck_opt.diagrams.colors import HEAT
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.union import picture_outcome
@@ -31,6 +30,7 @@ from bottleneck_opt.report.facts import (
     visible_text,
 )
 from bottleneck_opt.report.figure import make_figure
+from bottleneck_opt.report.palette import HEAT, heat_styles
 from bottleneck_opt.report.places import Place, describe_places, list_places
 from bottleneck_opt.report.plots import plot_costs, plot_curve, plot_frontier, plot_ranks
 from bottleneck_opt.report.strip import draw_strip, make_strip
@@ -83,7 +83,7 @@ def _environment() -> Environment:
 def _context(outcome: Outcome, svg: str | None) -> dict[str, Any]:
     layout = fold(picture_outcome(outcome))
     places = list_places(layout)
-    style, script = _read(_STYLES), _in_one_scope(_read(_SCRIPTS))
+    style, script = f"{_read(_STYLES)}\n{heat_styles()}\n", _in_one_scope(_read(_SCRIPTS))
     return {
         "outcome": outcome,
         "style": Markup(style),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bottleneck_opt.diagrams.colors import HEAT
 from bottleneck_opt.diagrams.picture import Change
+from bottleneck_opt.report.palette import HEAT, heat_step
 from bottleneck_opt.report.places import Place
 
 HEIGHT = 100
@@ -51,16 +51,6 @@ def make_strip(places: Sequence[Place], whole: int) -> Strip:
         if place.change is not Change.SAME:
             ticks += f"M{index + _GAP:g},{HEIGHT + 3}h{1 - 2 * _GAP:g}v{TICKS - 3}h-{1 - 2 * _GAP:g}z"
     return Strip(len(places), was, tuple(heat), ticks)
-
-
-def heat_step(share: float) -> int:
-    """Number of the step of the heat scale for a share of the original model's MACs.
-
-    Example:
-        >>> heat_step(0), heat_step(0.03), heat_step(1)
-        (0, 3, 6)
-    """
-    return max(index for index, (bound, _) in enumerate(HEAT) if share >= bound)
 
 
 def _bar(index: int, share: float) -> str:

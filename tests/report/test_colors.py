@@ -5,7 +5,7 @@ from importlib import resources
 
 import pytest
 
-from bottleneck_opt.diagrams.colors import BORDER, HEAT, INK
+from bottleneck_opt.report.palette import BORDER, HEAT, INK
 
 THEME = (resources.files("bottleneck_opt") / "report" / "theme.css").read_text()
 ENOUGH = 4.5
@@ -38,8 +38,3 @@ def test_text_can_be_read_on_the_page(color: str, theme: int) -> None:
 def test_text_can_be_read_on_every_fill() -> None:
     assert all(contrast(INK, fill) >= ENOUGH for _, fill in HEAT)
     assert all(contrast("#ffffff", color) >= ENOUGH for change, color in BORDER.items() if change.value != "same")
-
-
-def test_the_pages_fills_are_the_pictures() -> None:
-    for index, (_, color) in enumerate(HEAT):
-        assert f".heat-{index} {{ fill: {color}; background: {color}; }}" in THEME

@@ -1,11 +1,11 @@
 import re
 
-from bottleneck_opt.diagrams.colors import HEAT
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.union import picture_outcome
 from bottleneck_opt.outcome import Outcome
+from bottleneck_opt.report.palette import HEAT, heat_step
 from bottleneck_opt.report.places import list_places
-from bottleneck_opt.report.strip import HEIGHT, Strip, draw_strip, heat_step, make_strip
+from bottleneck_opt.report.strip import HEIGHT, Strip, draw_strip, make_strip
 from tests.report.outcomes import many_changes
 from tests.samples import residual_outcome
 

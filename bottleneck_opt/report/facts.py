@@ -48,7 +48,7 @@ class Number:
 class LayerRow:
     """One rewritten layer in words.
 
-    ``loss_share`` is its share of all predicted losses, ``order`` has the numbers that columns are sorted by.
+    ``loss_share`` is its loss as a share of the largest, ``order`` has the numbers that columns are sorted by.
     """
 
     path: str
@@ -79,7 +79,7 @@ class DroppedRow:
         producer, consumer: The layers.
         kept: How many channels are left; ``fraction`` is their share.
         loss: What dropping them is predicted to cost, on top of the layers' own losses; ``order`` as a number,
-            ``loss_share`` as a share of all losses.
+            ``loss_share`` as a share of the largest.
     """
 
     producer: str
@@ -169,14 +169,14 @@ def layers_changed(outcome: Outcome) -> str:
 def list_layers(outcome: Outcome) -> tuple[LayerRow, ...]:
     """Every rewritten layer, in the plan's order, and the bottlenecks that several of them read."""
     errors, times = error_of(outcome), times_of(outcome)
-    whole = _all_losses(outcome)
+    whole = _largest_loss(outcome)
     rows = (_layer_row(step, whole, errors.get(step.path), times.get(step.path)) for step in outcome.plan.steps)
     return (*rows, *map(_sharing_row, outcome.plan.sharings))
 
 
 def list_dropped(outcome: Outcome) -> tuple[DroppedRow, ...]:
     """Where channels were dropped between two layers, in the plan's order."""
-    whole = _all_losses(outcome)
+    whole = _largest_loss(outcome)
     return tuple(
         DroppedRow(
             each.producer, each.consumer, f"{len(each.kept)} of {each.channels}", len(each.kept) / each.channels,
@@ -186,9 +186,10 @@ def list_dropped(outcome: Outcome) -> tuple[DroppedRow, ...]:
     )  # fmt: skip
 
 
-def _all_losses(outcome: Outcome) -> float:
-    steps, dropped = outcome.plan.steps, outcome.plan.selections
-    return sum(each.predicted_loss for each in steps) + sum(each.predicted_loss for each in dropped) or 1.0
+def _largest_loss(outcome: Outcome) -> float:
+    losses = [step.predicted_loss for step in outcome.plan.steps]
+    losses += [each.predicted_loss for each in outcome.plan.selections]
+    return max(losses, default=0.0) or 1.0
 
 
 def error_of(outcome: Outcome) -> dict[str, float]:

@@ -182,7 +182,7 @@ def _add_views(node: ET.Element, box: Box, area: Area, *, whole: int) -> None:
     for child in [each for each in holder if each.tag != _tag("title")]:
         holder.remove(child)
         both.append(child)
-    outline = next(child for child in both if child.tag in _SHAPE_TAGS)
+    outline = max((child for child in both if child.tag in _SHAPE_TAGS), key=_size)
     holder.append(both)
     for view, half in zip(("in-before", "in-after"), split_box(box, whole=whole), strict=True):
         drawn = ET.SubElement(holder, _tag("g"), {"class": view})
@@ -191,6 +191,11 @@ def _add_views(node: ET.Element, box: Box, area: Area, *, whole: int) -> None:
         shape.set("stroke", BORDER[half.change])
         drawn.append(shape)
         drawn.extend(_write_half(half, area))
+
+
+def _size(shape: ET.Element) -> float:
+    area = _shape_area(shape)
+    return area.width * area.height if area is not None else 0.0
 
 
 def _write_half(half: Half, area: Area) -> Iterator[ET.Element]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bottleneck_opt.diagrams.folding import fold
+from bottleneck_opt.diagrams.picture import Change
+from bottleneck_opt.diagrams.union import picture_outcome
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.outcome import Correction, Curve, Outcome, Tradeoff
 from bottleneck_opt.plan import Step
@@ -26,10 +29,20 @@ def full_outcome(blocks: int = 3, ranks: dict[str, int] | None = None) -> Outcom
 
 
 def many_changes(blocks: int = 12) -> Outcome:
-    """A net in which so much changed that a layer and what replaces it share a box; with 24 blocks whole blocks do."""
+    """A net in which so much changed that a layer and what replaces it share a box, or whole blocks."""
     numbers = ((1,), (2,), (1, 2))  # neighbours are never alike
     names = [f"blocks.{block}.conv{number}" for block in range(blocks) for number in numbers[block % 3]]
     return full_outcome(blocks, {name: 2 + index % 11 for index, name in enumerate(names)})
+
+
+def joined_changes() -> Outcome:
+    """A net with just so many changes that a layer and what replaces it share a box, and no whole block does."""
+    for blocks in range(5, 20):
+        outcome = many_changes(blocks)
+        boxes = fold(picture_outcome(outcome)).boxes
+        if {(box.change, box.region) for box in boxes} == {(Change.SAME, None), (Change.REPLACED, None)}:
+            return outcome
+    raise AssertionError("no number of blocks is folded to that")
 
 
 def _frontier(whole: Cost) -> tuple[Tradeoff, ...]:

@@ -1,6 +1,7 @@
 import itertools
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
 import pytest
 
@@ -9,9 +10,9 @@ from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.union import picture_outcome
 from bottleneck_opt.outcome import Outcome
-from bottleneck_opt.report import render_html
+from bottleneck_opt.report import figure, render_html
 from bottleneck_opt.report.figure import PAPER, SVG, Figure, make_figure
-from tests.report.outcomes import many_changes
+from tests.report.outcomes import joined_changes, many_changes
 from tests.samples import residual_outcome
 
 pytestmark = pytest.mark.skipif(renderer() is None, reason="no renderer: neither dot nor pygraphviz")
@@ -42,9 +43,9 @@ def test_every_box_of_the_layout_is_in_the_figure() -> None:
     assert set(nodes(figure_of(outcome))) == {box.key for box in fold(picture_outcome(outcome)).boxes}
 
 
-@pytest.mark.parametrize("blocks", [12, 24])
-def test_a_box_of_both_models_has_a_caption_for_each(blocks: int) -> None:
-    outcome = many_changes(blocks)
+@pytest.mark.parametrize("make", [joined_changes, lambda: many_changes(24)], ids=["layers", "blocks"])
+def test_a_box_of_both_models_has_a_caption_for_each(make: Callable[[], Outcome]) -> None:
+    outcome = make()
     found = nodes(figure_of(outcome))
     joined = [box for box in fold(picture_outcome(outcome)).boxes if box.change is Change.REPLACED]
     assert joined
@@ -81,23 +82,24 @@ def test_the_drawing_fills_its_frame() -> None:
         assert max(places) + shift <= size
 
 
-def test_a_very_long_drawing_is_not_copied_for_paper() -> None:
-    outcome = many_changes(200)
+def test_a_very_long_drawing_is_not_copied_for_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = joined_changes()
+    monkeypatch.setattr(figure, "MOST_COPIES", 20)
     html = render_html(outcome, render_svg(draw_diff(outcome)))
     assert 'class="sheet"' not in html
     assert "too long for paper" in html
 
 
 def test_on_paper_the_parts_cover_the_drawing_without_a_gap_and_fit_the_page() -> None:
-    figure = figure_of(many_changes())
-    boxes = [list(map(float, re.findall(r'viewBox="([^"]*)"', sheet)[0].split())) for sheet in figure.sheets]
-    height = float(ET.fromstring(figure.svg).get("viewBox", "").split()[3])
+    made = figure_of(joined_changes())
+    boxes = [list(map(float, re.findall(r'viewBox="([^"]*)"', sheet)[0].split())) for sheet in made.sheets]
+    height = float(ET.fromstring(made.svg).get("viewBox", "").split()[3])
     assert len(boxes) > 1
     assert boxes[0][1] == 0
     for above, below in itertools.pairwise(boxes):
         assert above[1] + above[3] == pytest.approx(below[1], abs=0.2)
     assert boxes[-1][1] + boxes[-1][3] == pytest.approx(height, abs=0.5)
-    for sheet in figure.sheets:
+    for sheet in made.sheets:
         wide, high = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)pt"', sheet))
         assert wide <= PAPER[0] + 0.1
         assert high <= PAPER[1] + 0.1

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 from bottleneck_opt.diagrams import renderer
 from bottleneck_opt.report import report_json
 from tests.report.browser import Opened, find_browser, open_page, running_browser, write_page
-from tests.report.outcomes import many_changes
+from tests.report.outcomes import joined_changes
 from tests.samples import renamed_outcome
 
 pytestmark = [
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(many_changes(), tmp_path_factory.mktemp("report") / "report.html")
+    return write_page(joined_changes(), tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_it_opens_without_a_complaint_and_without_asking_for_anything(
 ) -> None:
     assert opened.complaints == []
     assert set(opened.requests) == {file.as_uri()}
-    assert page.locator("#stage .node").count() > 20
+    assert page.locator("#stage .node").count() > len(joined_changes().plan.steps)
     shoot(page, "light", whole=True)
 
 
@@ -218,7 +218,7 @@ def test_keys_lead_from_change_to_change_and_round(page: Page) -> None:
     assert selected(page) == first
     page.keyboard.press("p")
     count = int(re.findall(r"(\d+) of \1", page.locator("#change-count").inner_text())[0])
-    assert count == 16
+    assert count == len(joined_changes().plan.steps)
 
 
 def test_a_click_on_the_strip_jumps_to_that_operation(page: Page) -> None:
@@ -286,7 +286,7 @@ def test_on_paper_it_is_light_with_numbers_first_and_the_picture_in_parts(
 
 def test_without_its_script_the_picture_and_the_tables_are_complete(browser: Browser, file: Path) -> None:
     page = open_page(browser, file, java_script_enabled=False).page
-    assert page.locator("#layers tbody tr").count() == len(many_changes().plan.steps)
+    assert page.locator("#layers tbody tr").count() == len(joined_changes().plan.steps)
     assert page.locator(".node.replaced .in-diff").first.is_visible()
     assert page.locator(".script-only:visible").count() == 0
     page.context.close()
@@ -301,7 +301,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, file: Pat
 
 def test_changed_boxes_can_be_reached_and_chosen_by_keyboard(page: Page) -> None:
     boxes = page.locator(".node[tabindex='0']")
-    assert boxes.count() == 16
+    assert boxes.count() == len(joined_changes().plan.steps)
     assert (boxes.first.get_attribute("aria-label") or "").startswith("blocks.0.conv1")
     boxes.first.focus()
     page.keyboard.press("Enter")
@@ -320,11 +320,11 @@ def test_the_files_can_be_taken_out_of_the_page(page: Page, tmp_path: Path) -> N
     with page.expect_download() as waiting:
         page.get_by_role("button", name="report.json").click()
     waiting.value.save_as(tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(report_json(many_changes()))
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(report_json(joined_changes()))
 
 
 def test_hostile_names_do_nothing_and_can_be_found(browser: Browser, tmp_path: Path) -> None:
-    file = write_page(renamed_outcome(many_changes(), "blocks", HOSTILE), tmp_path / "hostile.html")
+    file = write_page(renamed_outcome(joined_changes(), "blocks", HOSTILE), tmp_path / "hostile.html")
     opened = open_page(browser, file)
     find_layer(opened.page, f"{HOSTILE}.4.conv2")
     assert opened.page.locator("#inspector h3").first.inner_text() == f"{HOSTILE}.4.conv2"

@@ -27,6 +27,8 @@ _LINE = 13.0
 MOST_COPIES = 3000  # of a box, in all parts for paper together
 _LETTER, _BOLD_LETTER = 5.2, 5.7  # width of a letter at 10 points
 PAPER = (538.0, 740.0)  # points that A4 leaves inside its margins
+WIDE = (785.0, 505.0)  # the same turned round, for a drawing that would get too small to read
+READABLE = 0.7  # of the natural size
 STRIP = 190.0  # of them for what stands above the first part
 _SHAPE_TAGS = [f"{{{SVG}}}{name}" for name in ("polygon", "path", "ellipse", "rect", "polyline", "circle")]
 _SHEET = Markup('<svg class="sheet" viewBox="0 {} {} {}" width="{}pt" height="{}pt"><use href="#figure"/></svg>')
@@ -68,10 +70,12 @@ class Figure:
         svg: The drawing.
         sheets: The same in parts that fit on paper, top to bottom; they refer to ``svg``. Empty for a very long one: a
             browser copies all boxes for each part.
+        wide: The parts are for paper turned round.
     """
 
     svg: Markup
     sheets: tuple[Markup, ...]
+    wide: bool = False
 
 
 def make_figure(svg: str, layout: Layout) -> Figure:
@@ -101,8 +105,9 @@ def make_figure(svg: str, layout: Layout) -> Figure:
         root.set("width", f"{size[0]:.0f}pt")
         root.set("height", f"{size[1]:.0f}pt")
     root.set("aria-hidden", "true")
-    sheets = () if content is None else tuple(_cut(content, areas))
-    return Figure(_write(root), sheets if len(sheets) * len(areas) <= MOST_COPIES else ())
+    wide = content is not None and PAPER[0] < READABLE * (content.width + 2 * _PAD)
+    sheets = () if content is None else tuple(_cut(content, areas, wide=wide))
+    return Figure(_write(root), sheets if len(sheets) * len(areas) <= MOST_COPIES else (), wide)
 
 
 def _tag(name: str) -> str:
@@ -221,18 +226,19 @@ def _write_words(words: str, area: Area, y: float, *, color: str, bold: bool) ->
     return text
 
 
-def _cut(content: Area, boxes: list[Area]) -> Iterator[Markup]:
+def _cut(content: Area, boxes: list[Area], *, wide: bool) -> Iterator[Markup]:
     """The drawing in parts that fit on paper, each cut where no box is in the way if there is such a place."""
     width = content.width + 2 * _PAD
-    scale = min(1.0, PAPER[0] / width)
-    high = (PAPER[1] - STRIP) / scale
+    paper = WIDE if wide else PAPER
+    scale = min(1.0, paper[0] / width)
+    high = (paper[1] if wide else paper[1] - STRIP) / scale
     spans = sorted((box.top, box.bottom) for box in boxes)
     top, bottom = content.top - _PAD, content.bottom + _PAD
     while top < bottom - 1:
         end = bottom if bottom - top <= high else _free_line(spans, top + high / 2, top + high)
         numbers = (top - content.top + _PAD, width, end - top, width * scale, (end - top) * scale)
         yield _SHEET.format(*(f"{each:.1f}" for each in numbers))
-        top, high = end, PAPER[1] / scale
+        top, high = end, paper[1] / scale
 
 
 def _free_line(spans: list[Span], low: float, high: float) -> float:

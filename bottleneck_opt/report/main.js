@@ -76,17 +76,11 @@ function openAtFirstChange(selection, pictures, viewport) {
   viewport.home();
   const node = selection.stops.length ? pictures.node(selection.stops[0]) : null;
   if (!node) return;
-  const { y } = areaOf(node);
-  const top = stageTop(node, y);
-  if (top > 0) viewport.pan(0, -top);
-}
-
-// How far down, in pixels, a box is below the upper third of its pane.
-function stageTop(node, y) {
-  const svg = node.ownerSVGElement;
-  const { height } = svg.getBoundingClientRect();
-  const scale = height / svg.viewBox.baseVal.height;
-  return y * scale - height / 3;
+  const pane = node.ownerSVGElement.getBoundingClientRect();
+  const box = node.getBoundingClientRect();
+  const below = box.top - (pane.top + pane.height / 3);
+  const aside = box.left < pane.left || box.right > pane.right ? box.left + box.width / 2 - pane.left - pane.width / 2 : 0;
+  viewport.pan(-aside, -Math.max(0, below));
 }
 
 function measureBoxes(stage) {

@@ -32,7 +32,7 @@ from bottleneck_opt.report.facts import (
 from bottleneck_opt.report.figure import make_figure
 from bottleneck_opt.report.palette import HEAT, heat_styles
 from bottleneck_opt.report.places import Place, describe_places, list_places
-from bottleneck_opt.report.plots import plot_costs, plot_curve, plot_frontier, plot_ranks
+from bottleneck_opt.report.plots import NOTHING, plot_costs, plot_curve, plot_frontier, plot_ranks
 from bottleneck_opt.report.strip import draw_strip, make_strip
 
 _STYLES = ("theme.css", "page.css", "figure.css", "print.css")
@@ -112,6 +112,7 @@ def _context(outcome: Outcome, svg: str | None) -> dict[str, Any]:
 def _plots(outcome: Outcome, places: tuple[Place, ...]) -> dict[str, Any]:
     curves = {curve.path: curve for curve in outcome.curves}
     drawn = [(step, curves[step.path]) for step in outcome.plan.steps if step.path in curves]
+    drawn = [(step, curve) for step, curve in drawn if max(curve.losses) > NOTHING]
     drawn.sort(key=lambda pair: -pair[0].predicted_loss)
     return {
         "frontier": plot_frontier(outcome),

@@ -21,7 +21,8 @@ from bottleneck_opt.report.facts import rank_text, visible_text
 from bottleneck_opt.report.places import Place
 
 _MOST_POINTS = 400
-_LEAST_LOSS = 1e-6
+NOTHING = 1e-12  # losses below are rounding errors
+_DEPTH = 1e-6  # how far below the largest loss an axis goes
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 40
 Points = Sequence[tuple[float, float]]
@@ -64,11 +65,17 @@ def plot_frontier(outcome: Outcome) -> Markup | None:
     whole = outcome.before.cost.macs
     if len(points) < 2 or not whole:
         return None
-    chosen = (outcome.plan.after.macs / whole, _visible(outcome.plan.predicted_loss))
     measured = outcome.verification.measured_change
-    drawn = [(macs / whole, _visible(loss)) for macs, loss in points]
-    ys = [y for _, y in (*drawn, chosen)] + ([_visible(measured)] if measured is not None else [])
-    low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
+    losses = [outcome.plan.predicted_loss, *(loss for _, loss in points), *([] if measured is None else [measured])]
+    largest = max(filter(math.isfinite, losses), default=0.0)
+    if largest < NOTHING:
+        return None
+    least = _DEPTH * largest
+    chosen = (outcome.plan.after.macs / whole, _visible(outcome.plan.predicted_loss, least))
+    drawn = [(macs / whole, _visible(loss, least)) for macs, loss in points]
+    ys = [_visible(loss, least) for loss in losses]
+    low = math.floor(math.log10(min(ys)))
+    high = max(low + 1, math.ceil(math.log10(max(ys))))
     x = Scale(0, 1, _LEFT, _WIDTH - _RIGHT)
     y = Scale(10.0**low, 10.0**high, _HEIGHT - _BOTTOM, _TOP, log=True)
     marks = [
@@ -79,11 +86,11 @@ def plot_frontier(outcome: Outcome) -> Markup | None:
     marks.append(_dot(x(chosen[0]), y(chosen[1]), "ring", words, size=7))
     labels = [_label(x(chosen[0]), y(chosen[1]) - 12, "chosen", "strong")]
     if measured is not None:
-        place = x(chosen[0]), y(_visible(measured))
+        place = x(chosen[0]), y(_visible(measured, least))
         marks.append(_diamond(*place, f"measured: the output changed by {loss_text(measured)}"))
         near = abs(place[1] - y(chosen[1])) < 20
         labels.append(_label(place[0] + 9, place[1] + (16 if near else 4), "measured", "strong", anchor="start"))
-    body = [_axes(x, y, "MACs left", "predicted loss", _percent, loss_text), _line(drawn, x, y, "line"), *marks]
+    body = [_axes(x, y, "MACs left", "predicted loss", _percent, _tick_text), _line(drawn, x, y, "line"), *marks]
     title = f"Cost against predicted loss over all budgets; {words}."
     return _chart(_WIDTH, _HEIGHT, title, [*body, *labels])
 
@@ -142,7 +149,7 @@ def plot_curve(curve: Curve, step: Step) -> Markup:
     """Predicted loss of one layer at every rank of its form, with the cut where it was made."""
     width, high, left, low = 190, 92, 8, 74
     macs = [cost.macs for cost in curve.costs]
-    lowest = max(_LEAST_LOSS, max(curve.losses) * 1e-4)
+    lowest = max(NOTHING, max(curve.losses) * 1e-4)
     losses = [max(lowest, loss) for loss in curve.losses]
     x = Scale(0, max(step.before.macs, *macs), left, width - 8)
     y = Scale(min(losses) * 0.8, max(losses) * 1.25, low, 10, log=True)
@@ -171,9 +178,14 @@ def _fraction(step: Step) -> float:
     return min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks)))
 
 
-def _visible(loss: float) -> float:
-    """A loss that a logarithmic axis can show."""
-    return max(_LEAST_LOSS, loss) if math.isfinite(loss) else _LEAST_LOSS
+def _visible(loss: float, least: float) -> float:
+    """A loss that a logarithmic axis from ``least`` on can show."""
+    return max(least, loss if math.isfinite(loss) else 0.0)
+
+
+def _tick_text(loss: float) -> str:
+    """A power of ten in percent; small ones keep their exponent."""
+    return f"{100 * loss:g} %" if loss >= 1e-5 else f"{100 * loss:.0e} %"
 
 
 def _running(values: Iterable[int]) -> list[int]:

@@ -1,5 +1,6 @@
 // One window onto the drawing, shared by all panes: what pans or zooms one moves them all.
 const NATURAL = 96 / 72; // pixels a point at 100 %
+const READABLE = 0.65; // of that
 const LARGEST = 8 * NATURAL;
 
 function makeViewport(stage, onChange) {
@@ -57,18 +58,17 @@ function makeViewport(stage, onChange) {
     apply();
   }
 
-  // The whole width, at natural size if there is room, from the top.
+  // The whole width from the top, at natural size if there is room, and never too small to read.
   function home() {
-    view.scale = Math.min(NATURAL, size().width / width);
-    view.x = view.y = 0;
-    apply();
+    view.scale = Math.max(READABLE * NATURAL, Math.min(NATURAL, size().width / width));
+    view.x = (width - size().width / view.scale) / 2;
     view.y = 0;
     apply();
   }
 
   // Panes have become narrower or wider: keep the drawing within them while it can be read, and its middle in sight.
   function narrow() {
-    const wanted = Math.max(0.6 * NATURAL, size().width / width);
+    const wanted = Math.max(READABLE * NATURAL, size().width / width);
     if (view.scale > wanted) zoom(wanted / view.scale, { x: 0, y: 0 });
     view.x = (width - size().width / view.scale) / 2;
     apply();

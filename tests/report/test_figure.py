@@ -90,6 +90,14 @@ def test_a_very_long_drawing_is_not_copied_for_paper(monkeypatch: pytest.MonkeyP
     assert "too long for paper" in html
 
 
+def test_a_wide_drawing_turns_the_paper_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not figure_of(joined_changes()).wide
+    monkeypatch.setattr(figure, "PAPER", (150.0, 740.0))
+    made = figure_of(joined_changes())
+    assert made.wide
+    assert all(float(re.findall(r'height="([\d.]+)pt"', sheet)[0]) <= figure.WIDE[1] + 0.1 for sheet in made.sheets)
+
+
 def test_on_paper_the_parts_cover_the_drawing_without_a_gap_and_fit_the_page() -> None:
     made = figure_of(joined_changes())
     boxes = [list(map(float, re.findall(r'viewBox="([^"]*)"', sheet)[0].split())) for sheet in made.sheets]

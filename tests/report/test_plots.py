@@ -5,6 +5,7 @@ import pytest
 
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.union import picture_outcome
+from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.places import list_places
 from bottleneck_opt.report.plots import Scale, plot_costs, plot_curve, plot_frontier, plot_ranks
 from tests.report.outcomes import full_outcome, many_changes
@@ -35,6 +36,22 @@ def test_without_a_frontier_or_a_measurement_nothing_is_made_up() -> None:
     assert "measured" not in unmeasured
     assert plot_ranks(()) is None
     assert plot_costs(()) is None
+
+
+def test_tiny_losses_are_told_apart_and_none_at_all_is_no_plot() -> None:
+    outcome = full_outcome()
+    checked = replace(outcome.verification, measured_change=None)
+
+    def scaled(factor: float) -> Outcome:
+        frontier = tuple(replace(each, loss=each.loss * factor) for each in outcome.frontier)
+        plan = replace(outcome.plan, predicted_loss=outcome.plan.predicted_loss * factor)
+        return replace(outcome, frontier=frontier, plan=plan, verification=checked)
+
+    tiny = plot_frontier(scaled(1e-7))
+    assert tiny is not None
+    assert len({y for _, y in points(tiny, "line")}) == 5
+    assert "1e-06 %" in tiny
+    assert plot_frontier(scaled(0)) is None
 
 
 def test_cumulative_cost_ends_lower_after_than_before() -> None:

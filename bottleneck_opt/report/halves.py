@@ -17,7 +17,7 @@ from bottleneck_opt.diagrams.wording import (
     share_text,
 )
 from bottleneck_opt.plan import Step
-from bottleneck_opt.report.facts import rank_text
+from bottleneck_opt.report.rows import rank_text
 
 _NAME_LIMIT = 40
 _STEP_LIMIT = 28

@@ -18,7 +18,8 @@ from bottleneck_opt.diagrams.wording import (
 )
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.outcome import Outcome
-from bottleneck_opt.report.facts import error_of, rank_text, times_of, visible_text
+from bottleneck_opt.report.facts import visible_text
+from bottleneck_opt.report.rows import error_of, rank_text, times_of
 
 
 @dataclass(frozen=True)

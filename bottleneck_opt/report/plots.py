@@ -17,8 +17,9 @@ from bottleneck_opt.diagrams.wording import (
 )
 from bottleneck_opt.outcome import Curve, Outcome
 from bottleneck_opt.plan import Step
-from bottleneck_opt.report.facts import rank_text, visible_text
+from bottleneck_opt.report.facts import visible_text
 from bottleneck_opt.report.places import Place
+from bottleneck_opt.report.rows import rank_text
 
 _MOST_POINTS = 400
 NOTHING = 1e-12  # losses below are rounding errors

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
-from bottleneck_opt.report.facts import (
-    SkipGroup,
-    group_skipped,
-    headline,
-    layers_changed,
-    list_dropped,
-    list_layers,
-    list_numbers,
-)
+from bottleneck_opt.report.facts import headline, layers_changed, list_numbers
+from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 
 _PATH_LIMIT = 40

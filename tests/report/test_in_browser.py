@@ -299,6 +299,15 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, file: Pat
     opened.page.context.close()
 
 
+def test_very_long_names_make_nothing_wider_than_the_screen(browser: Browser, tmp_path: Path) -> None:
+    outcome = renamed_outcome(joined_changes(), "blocks", "\u7db2\u8def" + "long" * 500)
+    opened = open_page(browser, write_page(outcome, tmp_path / "long.html"), viewport={"width": 390, "height": 844})
+    opened.page.keyboard.press("n")
+    assert opened.page.locator("#inspector h3").first.inner_text().startswith("\u7db2\u8deflonglong")
+    assert opened.number("document.documentElement.scrollWidth") == 390
+    opened.page.context.close()
+
+
 def test_changed_boxes_can_be_reached_and_chosen_by_keyboard(page: Page) -> None:
     boxes = page.locator(".node[tabindex='0']")
     assert boxes.count() == len(joined_changes().plan.steps)

@@ -9,10 +9,12 @@ import numpy as np
 
 from bottleneck_opt.budget import UNITS
 from bottleneck_opt.errors import BudgetError
+from bottleneck_opt.frontier import list_corners
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Chain, Joint, group_chains
 from bottleneck_opt.knapsack import Choices, Floats, Integers, Selection, choose
 from bottleneck_opt.menus import Menu, Pick, list_menu, whole_cost
+from bottleneck_opt.outcome import Tradeoff
 from bottleneck_opt.proposing import Priced, Proposal
 from bottleneck_opt.shared_menus import list_shared_menu
 from bottleneck_opt.shared_options import Share, SharedOption
@@ -34,6 +36,7 @@ class Allocation:
         kept: How many channels stay on each joined link where some are dropped, by the consumer's path.
         thinned: How many lists of joint options were thinned out.
         shared: The bottlenecks that several layers read.
+        frontier: The least loss at other costs, cheapest first.
     """
 
     chosen: tuple[Priced | None, ...]
@@ -44,6 +47,7 @@ class Allocation:
     kept: Mapping[str, int] = field(default_factory=dict)
     thinned: int = 0
     shared: tuple[SharedOption, ...] = ()
+    frontier: tuple[Tradeoff, ...] = ()
 
 
 def allocate(
@@ -107,6 +111,10 @@ class _Table:
     def least(self, name: str) -> int:
         return int(getattr(self.rest, name)) + sum(int(cost.min()) for cost in self.unit(name))
 
+    def cost(self, indices: Sequence[int]) -> Cost:
+        spent = {name: sum(int(costs[i]) for costs, i in zip(self.unit(name), indices, strict=True)) for name in UNITS}
+        return Cost(self.rest.macs + spent["macs"], self.rest.params + spent["params"], self.rest.other)
+
     def loss(self, indices: Sequence[int]) -> float:
         return float(sum(loss[i] for loss, i in zip(self.losses, indices, strict=True)))
 
@@ -141,13 +149,20 @@ def _result(indices: Sequence[int], table: _Table, limits: Mapping[str, int], *,
         for menu, pick in zip(table.menus, picks, strict=True)
         for proposal, option in zip(menu.chain.proposals, pick.options, strict=True)
     }
-    spent = {unit: sum(int(costs[i]) for costs, i in zip(table.unit(unit), indices, strict=True)) for unit in UNITS}
-    cost = Cost(table.rest.macs + spent["macs"], table.rest.params + spent["params"], table.rest.other)
+    cost = table.cost(indices)
     met = all(getattr(cost, unit) <= limit for unit, limit in limits.items())
     options = tuple(chosen[proposal.site.path] for proposal in table.proposals)
     shared = tuple(pick.shared for pick in picks if pick.shared is not None)
     thinned = sum(not menu.exact for menu in table.menus)
-    return Allocation(options, cost, table.loss(indices), gap, met, _dropped(table.menus, picks), thinned, shared)
+    kept, frontier = _dropped(table.menus, picks), _list_tradeoffs(table, limits)
+    return Allocation(options, cost, table.loss(indices), gap, met, kept, thinned, shared, frontier)
+
+
+def _list_tradeoffs(table: _Table, limits: Mapping[str, int]) -> tuple[Tradeoff, ...]:
+    """The best choices at other costs; under several limits the cost is the sum of the shares of each limit."""
+    relative = [[cost / max(limit, 1) for cost in table.unit(unit)] for unit, limit in limits.items()]
+    corners = list_corners([np.asarray(sum(lists)) for lists in zip(*relative, strict=True)], table.losses)
+    return tuple(Tradeoff(table.cost(corner.indices), corner.loss) for corner in corners)
 
 
 def _dropped(menus: Sequence[Menu], picks: Sequence[Pick]) -> dict[str, int]:

@@ -12,9 +12,10 @@ from bottleneck_opt.dropping import Dropped, drop_channels
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, propose_joints
 from bottleneck_opt.links import Links, find_links
+from bottleneck_opt.outcome import Curve
 from bottleneck_opt.plan import Selection, Sharing, Step
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step
+from bottleneck_opt.proposing import Priced, Proposal, make_curve, make_sites, make_step
 from bottleneck_opt.proposing_on_ranks import propose_on_ranks
 from bottleneck_opt.rehearsing_links import rehearse_links
 from bottleneck_opt.rehearsing_sharing import rehearse_groups
@@ -92,6 +93,12 @@ class Choice:
         return tuple(make_step(proposal.site, priced) for proposal, priced in self.changed)
 
     @property
+    def curves(self) -> tuple[Curve, ...]:
+        """What other ranks of the chosen options' forms would have lost."""
+        drawn = (make_curve(proposal, priced) for proposal, priced in self.changed if priced is not None)
+        return tuple(curve for curve in drawn if len(curve.losses) > 1)
+
+    @property
     def sharings(self) -> tuple[Sharing, ...]:
         """The plan's shared bottlenecks."""
         return tuple(option.describe() for option in self.allocation.shared)
@@ -146,7 +153,7 @@ def choose_options(
         second = allocate(
             dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
         )  # fmt: skip
-    second = replace(second, loss=second.loss + dropped.loss, thinned=first.thinned)
+    second = replace(second, loss=second.loss + dropped.loss, thinned=first.thinned, frontier=first.frontier)
     return Choice(dropped.proposals, second, dropped.selections)
 
 

@@ -73,6 +73,23 @@ def _choose_clock(device: torch.device) -> Callable[[], float]:
     return time.thread_time if device.type == "cpu" and fine else time.perf_counter
 
 
+def compare_layers(
+    before: nn.Module, after: nn.Module, inputs: Inputs, paths: list[str], *, device: torch.device
+) -> tuple[tuple[str, float, float], ...]:
+    """Median milliseconds in each module at a path, of both models; only where a module's work is done when it returns.
+
+    Args:
+        before, after: Models in eval mode on ``device``, with modules at these paths.
+        inputs: The call that is timed.
+        paths: Of the modules.
+        device: Where the models are; on other devices than the CPU nothing is timed.
+    """
+    if device.type != "cpu" or not paths:
+        return ()
+    first, second = (time_modules(model, inputs, paths) for model in (before, after))
+    return tuple((path, first[path], second[path]) for path in paths if first[path] and second[path])
+
+
 def time_modules(model: nn.Module, inputs: Inputs, paths: list[str], *, runs: int = LEAST_RUNS) -> Mapping[str, float]:
     """Median milliseconds spent in each module at a path during one call of the model, over all its calls."""
     totals: dict[str, list[float]] = {path: [] for path in paths}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
-from bottleneck_opt.latency import compare_speed
+from bottleneck_opt.latency import compare_layers, compare_speed
 from bottleneck_opt.outcome import Recovered, Speed, Verification
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
@@ -184,6 +185,8 @@ def optimize(
         graph_module=view.graph_module,
         corrections=refitted.corrections,
         recovery=recovered,
+        frontier=choice.allocation.frontier,
+        curves=choice.curves,
     )
 
 
@@ -246,7 +249,7 @@ def _verify(
     trained: bool,
 ) -> Verification:
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-    speed = ranks.run_alone(lambda: _time_both(subject, rewritten))
+    speed = ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps]))
     before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
     after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
     return Verification(
@@ -264,9 +267,11 @@ def _verify(
     )
 
 
-def _time_both(subject: Subject, rewritten: Rewritten) -> Speed:
-    """Both models as the caller will run them: own precision, eval mode, on the working device."""
+def _time_both(subject: Subject, rewritten: Rewritten, paths: list[str]) -> Speed:
+    """Both models as the caller will run them: own precision, eval mode, on the working device; and some layers."""
     device = model_device(subject.working)
     before = copy_model(subject.original).to(device).eval()
     after = copy_model(rewritten.model).to(device).eval()
-    return compare_speed(before, after, working_inputs(subject.example, before, device), device=device)
+    inputs = working_inputs(subject.example, before, device)
+    speed = compare_speed(before, after, inputs, device=device)
+    return replace(speed, layers=compare_layers(before, after, inputs, paths, device=device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.plan import Plan
@@ -41,6 +41,8 @@ class Speed:
         threads: CPU threads used.
         device: Where it ran.
         spread: How unsteady it was: interquartile range over median, the larger of both models.
+        layers: Median milliseconds in each rewritten layer over all its calls, ``(path, before, after)``; empty where
+            that was not timed.
     """
 
     before: float
@@ -49,6 +51,7 @@ class Speed:
     threads: int
     device: str
     spread: float = 0.0
+    layers: tuple[tuple[str, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,36 @@ class Recovered:
 
 
 @dataclass(frozen=True)
+class Tradeoff:
+    """What some plan would cost, and the change of the output it would be predicted to make.
+
+    Attributes:
+        cost: Cost of the whole model.
+        loss: Summed predicted loss.
+    """
+
+    cost: Cost
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a layer would lose at other ranks of the form that was chosen for it, smallest first.
+
+    Attributes:
+        path: The layer.
+        ranks: The ranks of each option.
+        costs: Cost of each option over all calls of the layer.
+        losses: Predicted loss of each.
+    """
+
+    path: str
+    ranks: tuple[tuple[int, ...], ...]
+    costs: tuple[Cost, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The numbers and graphs of one optimisation.
 
@@ -165,6 +198,8 @@ class Outcome:
         provenance: What it was made from.
         corrections: What refitting did to each rewritten layer, in the order they run.
         recovery: What training did, the last time; None where it was not asked for.
+        frontier: The least predicted loss at several costs of the whole model, cheapest first; before refitting.
+        curves: For rewritten layers, what other ranks would have lost.
     """
 
     plan: Plan
@@ -178,3 +213,5 @@ class Outcome:
     provenance: Provenance
     corrections: tuple[Correction, ...]
     recovery: Recovered | None
+    frontier: tuple[Tradeoff, ...] = field(default=(), kw_only=True)
+    curves: tuple[Curve, ...] = field(default=(), kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +15,16 @@ from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
+from bottleneck_opt.knapsack import Choices, list_pareto
 from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
+from bottleneck_opt.outcome import Curve
 from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 from bottleneck_opt.probing import Probe
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sites import Option, Pass, Site, Skip
 from bottleneck_opt.statistics import Statistics
 
+CURVE_POINTS = 16
 _KEEP = "expected site.layer.named(...) with 1x1 layers where site.mixable_input and site.mixable_output allow them."
 
 
@@ -227,6 +231,23 @@ def make_step(site: Site, chosen: Priced | None) -> Step:
         full_ranks=option.full_ranks, original=original, layers=option.layers, before=whole.cost,
         after=chosen.cost, predicted_loss=option.predicted_loss,
     )  # fmt: skip
+
+
+def make_curve(proposal: Proposal, chosen: Priced) -> Curve:
+    """What the other ranks of a chosen option's form would have lost: the best at each cost, evenly thinned out."""
+    kind = (chosen.pass_name, chosen.option.form)
+    alike = [each for each in proposal.options if (each.pass_name, each.option.form) == kind] or [chosen]
+    costs = np.array([each.cost.macs for each in alike], dtype=np.int64)
+    front = list_pareto(Choices(costs, np.array([each.option.predicted_loss for each in alike])))
+    places = np.linspace(0, len(front) - 1, min(len(front), CURVE_POINTS)).round().astype(np.int64)
+    shown = {id(each): each for each in (*(alike[int(front[place])] for place in places), chosen)}.values()
+    ordered = sorted(shown, key=lambda each: (each.cost.macs, each.option.ranks))
+    return Curve(
+        proposal.site.path,
+        ranks=tuple(each.option.ranks for each in ordered),
+        costs=tuple(each.cost for each in ordered),
+        losses=tuple(each.option.predicted_loss for each in ordered),
+    )
 
 
 def _price(name: str, option: Option, site: Site) -> Priced:

@@ -36,6 +36,8 @@ def report_json(outcome: Outcome) -> str:
         "notes": list(outcome.notes),
         "provenance": {**dataclasses.asdict(outcome.provenance), "versions": dict(outcome.provenance.versions)},
         "seconds": [{"stage": stage, "seconds": seconds} for stage, seconds in outcome.seconds],
+        "frontier": [{**dataclasses.asdict(each.cost), "predicted_loss": each.loss} for each in outcome.frontier],
+        "curves": [dataclasses.asdict(curve) for curve in outcome.curves],
         "nodes": {"before": _nodes(outcome.before), "after": _nodes(outcome.after)},
         "unexecuted": dict(outcome.before.unexecuted),
     }

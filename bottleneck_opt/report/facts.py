@@ -14,8 +14,7 @@ from bottleneck_opt.diagrams.wording import (
     macs_text,
     milliseconds_text,
 )
-from bottleneck_opt.outcome import Outcome, Skipped
-from bottleneck_opt.plan import Sharing, Step
+from bottleneck_opt.outcome import Outcome
 
 _INPUTS_LIMIT = 40
 _UNSTEADY = 0.2
@@ -31,6 +30,7 @@ class Number:
         change: The difference in words, or empty.
         note: Where it comes from, or empty.
         meaning: What it measures, where the name alone does not say, or empty.
+        saves: It tells what was saved, not what that cost.
     """
 
     name: str
@@ -39,54 +39,45 @@ class Number:
     change: str = ""
     note: str = ""
     meaning: str = ""
+    saves: bool = True
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """One rewritten layer in words."""
+def visible_text(text: str) -> str:
+    r"""A text of the user's with what cannot be seen, or turns writing round, as an escape.
 
-    path: str
-    form: str
-    rank: str
-    fraction: float
-    macs_before: str
-    macs_after: str
-    macs_change: str
-    params_before: str
-    params_after: str
-    params_change: str
-    loss: str
-    pass_name: str
-    original: str
-
-
-@dataclass(frozen=True)
-class SkipGroup:
-    """Layers that were left alone for the same reason.
-
-    Attributes:
-        reason: The reason.
-        advice: What to do about it, or empty.
-        entries: The layers.
-        share: Their share of the original model's MACs.
+    Example:
+        >>> visible_text("r\u00e9seau\u202e" + chr(10))
+        'r\xe9seau\\u202e\\n'
     """
-
-    reason: str
-    advice: str
-    entries: tuple[Skipped, ...]
-    share: float
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def headline(outcome: Outcome) -> str:
-    """The outcome in one line."""
-    before, after = outcome.before.cost, outcome.after.cost
-    words = [
-        f"{macs_text(before.macs)} -> {macs_text(after.macs)} ({change_text(before.macs, after.macs)})",
-        f"{count_text(before.params)} -> {count_text(after.params)} params "
-        f"({change_text(before.params, after.params)})",
-        f"output change {_measured(outcome)}",
-    ]
-    return ", ".join(words)
+    """What was saved and what it cost, in one sentence."""
+    before, after, speed = outcome.before.cost, outcome.after.cost, outcome.verification.speed
+    saved = [_less(before.macs, after.macs, "MACs"), _less(before.params, after.params, "params")]
+    if speed is not None:
+        saved.append(_less(speed.before, speed.after, "time a call", few="less", many="more"))
+    return f"{', '.join(saved)}; {', '.join(_lost(outcome))}."
+
+
+def _less(before: float, after: float, name: str, *, few: str = "fewer", many: str = "more") -> str:
+    """``25 % fewer MACs``."""
+    if not before or before == after:
+        return f"same {name}"
+    percent = 100 * abs(after - before) / before
+    return f"{percent:.{0 if percent >= 10 else 1}f} % {few if after < before else many} {name}"
+
+
+def _lost(outcome: Outcome) -> list[str]:
+    checked = outcome.verification
+    change = f"the output changed by {_measured(outcome)}"
+    lost = [change if checked.measured_change is not None else "output change not measured"]
+    if checked.metric_before is not None and checked.metric_after is not None:
+        lost.append(f"metric {checked.metric_before:.4g} -> {checked.metric_after:.4g}")
+    elif checked.agreement is not None:
+        lost.append(f"same top class on {_percent(checked.agreement)}")
+    return lost
 
 
 def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
@@ -109,28 +100,6 @@ def layers_changed(outcome: Outcome) -> str:
     return f"{changed} of {changed + len(outcome.skipped)}"
 
 
-def list_layers(outcome: Outcome) -> tuple[LayerRow, ...]:
-    """Every rewritten layer, in the plan's order, and the bottlenecks that several of them read."""
-    return (*map(_layer_row, outcome.plan.steps), *map(_sharing_row, outcome.plan.sharings))
-
-
-def group_skipped(skipped: tuple[Skipped, ...]) -> tuple[SkipGroup, ...]:
-    """Layers left alone, grouped by reason, largest share first."""
-    groups: dict[tuple[str, str], list[Skipped]] = {}
-    for entry in skipped:
-        groups.setdefault((entry.reason, entry.advice), []).append(entry)
-    made = [
-        SkipGroup(reason, advice, tuple(entries), sum(entry.share for entry in entries))
-        for (reason, advice), entries in groups.items()
-    ]
-    return tuple(sorted(made, key=lambda group: (-group.share, group.reason)))
-
-
-def rank_text(step: Step) -> str:
-    """The rank and the rank at which nothing would be lost: ``16 of 64``."""
-    return f"{'x'.join(map(str, step.ranks))} of {'x'.join(map(str, step.full_ranks))}"
-
-
 def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
     speed = outcome.verification.speed
     if speed is None:
@@ -145,11 +114,16 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
     note = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
-    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING)]
+    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING, saves=False)]
     if checked.agreement is not None:
         note = f"on {checked.examples} examples"
-        numbers.append(Number("same top class", "", f"{100 * checked.agreement:.1f} %", "", note))
+        numbers.append(Number("same top class", "", _percent(checked.agreement), "", note, saves=False))
     return tuple(numbers)
+
+
+def _percent(share: float) -> str:
+    """A share with one digit, and all of it without: only all of it is 100 %."""
+    return "100 %" if share == 1 else f"{min(99.9, 100 * share):.1f} %"
 
 
 def _untrained(outcome: Outcome) -> str:
@@ -163,7 +137,7 @@ def _recovery_number(outcome: Outcome) -> tuple[Number, ...]:
     kept = f"weights of step {found.best_step} of {found.steps}" if found.accepted else "nothing did better, not kept"
     change = change_text(found.before, found.after) if found.accepted and math.isfinite(found.before) else ""
     note = f"{found.held_out} held-out examples, {kept}"
-    return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note),)
+    return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note, saves=False),)
 
 
 def _measured(outcome: Outcome) -> str:
@@ -175,41 +149,5 @@ def _metric_number(outcome: Outcome) -> tuple[Number, ...]:
     before, after = outcome.verification.metric_before, outcome.verification.metric_after
     if before is None or after is None:
         return ()
-    return (Number("metric", f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}", "what evaluate returned"),)
-
-
-def _sharing_row(sharing: Sharing) -> LayerRow:
-    """A new layer: its predicted loss is told with the layers that read it."""
-    return LayerRow(
-        path=sharing.path,
-        form=f"for {len(sharing.members)} layers",
-        rank=f"{sharing.rank} of {sharing.full_rank}",
-        fraction=min(1.0, sharing.rank / max(1, sharing.full_rank)),
-        macs_before="0",
-        macs_after=count_text(sharing.cost.macs),
-        macs_change="new",
-        params_before="0",
-        params_after=count_text(sharing.cost.params),
-        params_change="new",
-        loss="-",
-        pass_name=sharing.pass_name,
-        original="-",
-    )
-
-
-def _layer_row(step: Step) -> LayerRow:
-    return LayerRow(
-        path=step.path,
-        form=step.form,
-        rank=rank_text(step),
-        fraction=min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks))),
-        macs_before=count_text(step.before.macs),
-        macs_after=count_text(step.after.macs),
-        macs_change=change_text(step.before.macs, step.after.macs),
-        params_before=count_text(step.before.params),
-        params_after=count_text(step.after.params),
-        params_change=change_text(step.before.params, step.after.params),
-        loss=loss_text(step.predicted_loss),
-        pass_name=step.pass_name,
-        original=step.original.label,
-    )
+    change = f"{after - before:+.4g}" if after != before else "no change"
+    return (Number("metric", f"{before:.4g}", f"{after:.4g}", change, "what evaluate returned", saves=False),)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
-from bottleneck_opt.report.facts import SkipGroup, group_skipped, layers_changed, list_layers, list_numbers
+from bottleneck_opt.report.facts import headline, layers_changed, list_numbers
+from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 
 _PATH_LIMIT = 40
@@ -12,7 +13,7 @@ _PATH_LIMIT = 40
 
 def render_text(outcome: Outcome) -> str:
     """The outcome as a compact table of at most 110 columns, without colours."""
-    sections = [_head(outcome), _layers(outcome), _skipped(outcome), _notes(outcome)]
+    sections = [_head(outcome), _layers(outcome), _dropped(outcome), _skipped(outcome), _notes(outcome)]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -21,7 +22,12 @@ def _head(outcome: Outcome) -> list[str]:
     rows.append(["layers changed", "", layers_changed(outcome), "", _budget_words(outcome)])
     title = elide_middle(ascii_text(outcome.provenance.model), WIDTH)
     table = format_table(["", "before", "after", "change", ""], rows, right="lrrrl")
-    return [title, *table, *wrap_text(f"output change and loss: {CHANGE_MEANING}", rest="  ")]
+    return [
+        title,
+        *wrap_text(headline(outcome)),
+        *table,
+        *wrap_text(f"output change and loss: {CHANGE_MEANING}", rest="  "),
+    ]
 
 
 def _budget_words(outcome: Outcome) -> str:
@@ -39,6 +45,11 @@ def _layers(outcome: Outcome) -> list[str]:
         for row in list_layers(outcome)
     ]  # fmt: skip
     return format_table(header, rows, right="lllrrrrr") if rows else ["no layer was rewritten"]
+
+
+def _dropped(outcome: Outcome) -> list[str]:
+    rows = [[each.producer, each.consumer, each.kept.replace(" of ", "/"), each.loss] for each in list_dropped(outcome)]
+    return format_table(["channels dropped after", "before", "kept", "loss"], rows, right="llrr") if rows else []
 
 
 def _skipped(outcome: Outcome) -> list[str]:

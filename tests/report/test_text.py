@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from bottleneck_opt.graph import Cost
 from bottleneck_opt.outcome import Recovered, Speed
+from bottleneck_opt.plan import Selection
 from bottleneck_opt.report import render_text
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 from tests.samples import renamed_outcome, residual_outcome
@@ -75,6 +77,34 @@ def test_times_from_an_unsteady_machine_are_marked(spread: float, unsteady: bool
     (line,) = (line for line in text.splitlines() if line.startswith("time a call"))
     assert ("unsteady machine" in line) is unsteady
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_the_second_line_says_what_was_saved_and_what_it_cost() -> None:
+    line = render_text(residual_outcome()).splitlines()[1]
+    assert line.startswith("12 % fewer MACs, 12 % fewer params, 25 % less time a call; the output changed by 1.2 %")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "words"), [(1.0, "on 100 %."), (0.99999, "on 99.9 %."), (0.984, "on 98.4 %."), (None, "by 1.2 %.")]
+)
+def test_without_a_metric_the_headline_tells_how_often_the_top_class_stays(agreement: float | None, words: str) -> None:
+    verification = replace(residual_outcome().verification, metric_before=None, agreement=agreement)
+    assert words in " ".join(render_text(replace(residual_outcome(), verification=verification)).split())
+
+
+def test_more_is_not_called_fewer() -> None:
+    outcome = residual_outcome()
+    grown = replace(outcome.after, cost=replace(outcome.before.cost, params=outcome.before.cost.params * 2))
+    line = render_text(replace(outcome, after=grown)).splitlines()[1]
+    assert line.startswith("same MACs, 100 % more params")
+
+
+def test_dropped_channels_have_their_loss() -> None:
+    outcome = residual_outcome()
+    dropped = Selection("stem", "blocks.0.conv1", (), 16, tuple(range(12)), "select", Cost(), 0.004)
+    lines = render_text(replace(outcome, plan=replace(outcome.plan, selections=(dropped,)))).splitlines()
+    (line,) = (line for line in lines if "blocks.0.conv1" in line)
+    assert line.split() == ["stem", "blocks.0.conv1", "12/16", "0.40", "%"]
 
 
 def test_an_outcome_without_any_change_says_so() -> None:

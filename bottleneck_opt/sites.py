@@ -171,7 +171,7 @@ class Option:
     Attributes:
         form: Shape of the replacement, such as ``reduce``.
         ranks: Its bottleneck widths.
-        full_ranks: The widths at which nothing is lost.
+        full_ranks: The widths at which nothing is lost; empty where something is lost at any width.
         layers: The layers in its place, first to last.
         predicted_loss: Predicted squared change of the model's output, relative to the output's variance, before any
             alternating rounds, which can only lower it.

@@ -13,7 +13,15 @@ from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
-from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
+from bottleneck_opt.layers import (
+    LINEAR,
+    LayerSpec,
+    are_child_names,
+    class_name,
+    describe_layer,
+    find_fault,
+    find_order_fault,
+)
 from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 from bottleneck_opt.probing import Probe
 from bottleneck_opt.progress import Advance
@@ -247,10 +255,16 @@ def check_description(name: str, option: Option, site: Site) -> None:
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
         )
     fault = next((fault for layer in option.layers if (fault := find_fault(layer))), "")
+    fault = fault or find_order_fault(option.layers) or _find_class_fault(option.layers, site)
     if fault:
         raise PassError(f"{where}: got layers that cannot be built: {fault}. Describe layers that torch.nn has.")
     if not option.predicted_loss >= 0:
         raise PassError(f"{where}: got predicted loss {option.predicted_loss}; expected a finite number of at least 0.")
+
+
+def _find_class_fault(layers: Sequence[LayerSpec], site: Site) -> str:
+    strange = [layer.subclass for layer in layers if layer.subclass not in ("", site.layer.subclass)]
+    return f"'{strange[0]}' is another class than the layer's own" if strange else ""
 
 
 def check_fit(name: str, option: Option, site: Site) -> None:
@@ -261,6 +275,11 @@ def check_fit(name: str, option: Option, site: Site) -> None:
     expected[-1] = site.layer.out_channels
     if widths != expected:
         raise PassError(f"{where}: got channel widths {widths}; expected {expected}. Make the layers fit each other.")
+    if not site.channels_second and any(layer.is_activation and layer.groups > 1 for layer in option.layers):
+        raise PassError(
+            f"{where}: got an activation with a slope for each channel; expected one slope, as the channels of this "
+            "layer's output are not on axis 1. Ask site.channels_second."
+        )
     if site.layer.subclass:
         _check_kept(where, option.layers, site)
     else:

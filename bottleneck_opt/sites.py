@@ -69,6 +69,11 @@ class Site:
     rounds: int = 0
 
     @property
+    def channels_second(self) -> bool:
+        """Whether all that it is called with has its channels on axis 1, where torch's activations look for them."""
+        return all(len(shape) == len(self.layer.kernel) + 2 for shape in self.input_shapes)
+
+    @property
     def offset_weight(self) -> Tensor:
         """The weight as ``(out, offsets, in)``, zero between groups."""
         full = spread_groups(self.weight, self.layer.groups)

@@ -79,7 +79,9 @@ def _loss(steps: Sequence[Step]) -> str:
 
 def _rank(steps: Sequence[Step]) -> str:
     what = "channels" if all(step.in_place for step in steps) else "rank"
-    return f"{what} {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
+    ranks = f"{what} {rank_range([s.ranks for s in steps])}"
+    exact = all(step.full_ranks for step in steps)
+    return f"{ranks} of {rank_range([s.full_ranks for s in steps])}" if exact else ranks
 
 
 def rank_range(ranks: Sequence[tuple[int, ...]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,9 +100,10 @@ def _is_full(option: Option) -> bool:
 
 
 def _is_larger(option: Option, site: Site) -> bool:
-    """Whether a replacement saves neither multiply-adds nor weights; the bias that it may bring along is forgiven."""
-    after, forgiven = _price(option, site), site.layer.out_channels
-    return after.macs > site.cost.macs and after.params > site.cost.params + forgiven
+    """Whether a replacement saves neither multiply-adds nor weights, of which biases and slopes do not count."""
+    products = [layer for layer in option.layers if not layer.is_activation]
+    entries = sum(math.prod(layer.weight_shape) for layer in products)
+    return _price(option, site).macs > site.cost.macs and entries > site.weight.numel()
 
 
 def _check_full_rank_offered(name: str, where: str, options: Sequence[Option]) -> None:

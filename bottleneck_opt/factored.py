@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bottleneck_opt.errors import RewriteError
-from bottleneck_opt.kernels import merge_kernels, to_module, to_plain
+from bottleneck_opt.kernels import gather_groups, merge_kernels, to_module, to_plain
 from bottleneck_opt.layers import LayerSpec, describe_layer, shape_attributes
 
 
@@ -79,7 +79,9 @@ class Factored(nn.Sequential):
                 "weight computes the same. Read the factors' weights, or exclude this layer from such replacements."
             )
         kernels = [to_plain(spec, layer.weight) for spec, layer in zip(specs, layers, strict=True)]  # type: ignore[arg-type]
-        return to_module(self._replaced, merge_kernels(specs, kernels))  # type: ignore[arg-type]
+        merged, groups = merge_kernels(specs, kernels), self._replaced.groups  # type: ignore[arg-type]
+        wide = merged.shape[1] * groups > self._replaced.in_channels
+        return to_module(self._replaced, gather_groups(merged, groups) if wide else merged)
 
     def extra_repr(self) -> str:
         """What it stands for, shown when the model is printed."""

@@ -1,8 +1,8 @@
 """Bottlenecks with and without an activation, after recovery, on networks of digits; the table of the plugin's README.
 
 ``PYTHONPATH=plugins/bottleneck-opt-nonlinear python -m tests.benchmarks.nonlinear`` (about an hour on one core). Three
-trainings of each network, 64 or 1,000 unlabelled images, 300 steps of recovery; measured on the 797 test digits. It
-goes on where it was stopped: rows are kept in out/nonlinear.
+trainings of each network, 64 unlabelled images, 300 steps of recovery; measured on the 797 test digits, with the joint
+fit before recovery and, as for large models, without. It goes on where it was stopped: rows are kept in out/nonlinear.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from bottleneck_opt.demo.digits import Digits, DigitsResNet, accuracy, load_digi
 from bottleneck_opt.demo.run import mean_kl
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.sites import Pass
 from tests.benchmarks.accuracy.networks import DigitsVgg, build
 
 OUT = Path("out/nonlinear")
-TRAININGS, STEPS = 3, 300
-POINTS = ((64, 0.25), (64, 0.15), (1000, 0.15), (1000, 0.08))
+TRAININGS, IMAGES, STEPS = 3, 64, 300
+POINTS = ((True, 0.25), (True, 0.15), (False, 0.25), (False, 0.15), (False, 0.08))
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "digits VGG": lambda seed: build(DigitsVgg, seed),
     "digits ResNet": lambda seed: build(DigitsResNet, seed),
@@ -45,7 +46,7 @@ class Row:
 
     network: str
     passes: str
-    images: int
+    joint: bool
     budget: float
     seed: int
     original: float
@@ -70,11 +71,11 @@ def train_once(network: str, seed: int, digits: Digits) -> nn.Module:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is measured once: which network, with which passes, from how many images, to which share, of which seed."""
+    """What is measured once: which network, with which passes, fitted jointly or not, to which share, of which seed."""
 
     network: str
     passes: str
-    images: int
+    joint: bool
     budget: float
     seed: int
 
@@ -82,14 +83,12 @@ class Trial:
 def measure(model: nn.Module, digits: Digits, trial: Trial) -> Row:
     """Compress, recover, and measure before and after."""
     generator = torch.Generator().manual_seed(trial.seed)
-    images = digits.train_x[torch.randperm(len(digits.train_x), generator=generator)[: trial.images]]
+    images = digits.train_x[torch.randperm(len(digits.train_x), generator=generator)[:IMAGES]]
     result = bo.optimize(
-        model, images[:1], calibration=images, calibration_limit=trial.images, budget=trial.budget,
-        passes=PASSES[trial.passes], seed=trial.seed, progress=False,
+        model, images[:1], calibration=images, budget=trial.budget, passes=PASSES[trial.passes], seed=trial.seed,
+        recipe=Recipe(joint=None if trial.joint else 0), progress=False,
     )  # fmt: skip
-    better = bo.recover(
-        result, images, teacher=model, recovery=STEPS, calibration_limit=trial.images, progress=False
-    )  # fmt: skip
+    better = bo.recover(result, images, teacher=model, recovery=STEPS, progress=False)
     original, before, after = (
         accuracy(each, digits.test_x, digits.test_y) for each in (model, result.model, better.model)
     )
@@ -104,8 +103,8 @@ def measure(model: nn.Module, digits: Digits, trial: Trial) -> Row:
 def run(path: Path) -> list[Row]:
     """All rows, those of the file as they are."""
     rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {Trial(row.network, row.passes, row.images, row.budget, row.seed) for row in rows}
-    points = [(images, budget, seed) for images, budget in POINTS for seed in range(TRAININGS)]
+    known = {Trial(row.network, row.passes, row.joint, row.budget, row.seed) for row in rows}
+    points = [(joint, budget, seed) for joint, budget in POINTS for seed in range(TRAININGS)]
     trials = [Trial(net, passes, *point) for point in points for net in NETWORKS for passes in PASSES]
     for trial in trials:
         if trial in known:
@@ -119,12 +118,12 @@ def run(path: Path) -> list[Row]:
 
 def show(rows: Sequence[Row]) -> str:
     """The table: change of the accuracy in points and KL, before -> after recovery, with the standard error."""
-    titles = [f"{budget:g}, {images} images" for images, budget in POINTS]
+    titles = [f"{budget:g}{'' if joint else ', no joint fit'}" for joint, budget in POINTS]
     lines = ["| network | passes | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(POINTS)]
     for network in NETWORKS:
         for passes in PASSES:
             mine = [row for row in rows if (row.network, row.passes) == (network, passes)]
-            cells = [_cell([row for row in mine if (row.images, row.budget) == point]) for point in POINTS]
+            cells = [_cell([row for row in mine if (row.joint, row.budget) == point]) for point in POINTS]
             lines.append(f"| {network} | {passes} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

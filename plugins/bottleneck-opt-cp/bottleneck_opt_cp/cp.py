@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from bottleneck_opt_cp.decomposing import CpFactors, decompose, decompose_exactly, largest_rank
 from torch import Tensor
 
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.sites import Option, Site, Skip, Weights
-from bottleneck_opt_cp.decomposing import CpFactors, decompose, decompose_exactly, largest_rank
 
 LONGEST = 5e10
 """Multiply-adds that the decomposition of one layer may take, some ten seconds of a core."""

@@ -1,10 +1,10 @@
 """CP factors of a kernel, in the metric of its inputs and of the network's output.
 
 A kernel ``W (out, in, *kernel)`` is approximated by a sum of ``rank`` outer products. What is to be small is
-``tr(G D S D^T)``, ``D`` the error, ``S`` the covariance of the input patches and ``G`` the curvature of the output. Where
-``S`` is a Kronecker product of channels and kernel axes, that is the plain squared error of the kernel with the roots of
-all of them multiplied in; a real ``S`` is nearly one. So tensorly decomposes the weighed kernel, the roots are taken
-out again, and the factor of the output channels is fitted once more to the true ``S``, for which it has an exact optimum.
+``tr(G D S D^T)``, ``D`` the error, ``S`` the covariance of the input patches and ``G`` the curvature of the output.
+Where ``S`` is a Kronecker product of channels and kernel axes, that is the plain squared error of the kernel with the
+roots of all of them multiplied in; a real ``S`` is nearly one. So tensorly decomposes the weighed kernel, the roots are
+taken out again, and the factor of the output channels is fitted once more to the true ``S``, in closed form.
 
 The start is the truncated SVD of every kernel offset by itself, of which the strongest are taken: it is deterministic,
 and with all of them nothing is lost.

@@ -55,8 +55,9 @@ def test_a_kernel_of_low_rank_is_found_again() -> None:
 
 
 def test_in_the_metric_of_the_data_it_loses_less_than_by_the_weights_alone() -> None:
-    eye = [torch.eye(size, dtype=torch.float64) for size in (63, 6)]
-    weighed, plain = (decompose(KERNEL, *metric, 8, iterations=50) for metric in ((COVARIANCE, CURVATURE), eye))
+    eye = torch.eye(63, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    metrics = ((COVARIANCE, CURVATURE), eye)
+    weighed, plain = (decompose(KERNEL, covariance, felt, 8, iterations=50) for covariance, felt in metrics)
     losses = [loss(KERNEL, each.out @ each.patterns(), COVARIANCE, CURVATURE) for each in (weighed, plain)]
     assert losses[0] < 0.8 * losses[1]
 
@@ -86,7 +87,9 @@ def test_the_backend_that_the_caller_uses_tensorly_with_stays() -> None:
 def test_its_factors_multiply_out_to_the_weight(layer: nn.Module) -> None:
     net = nn.Sequential(layer).double()
     sizes = (9,) * (layer.get_parameter("weight").dim() - 2)
-    replaced = rewrite_everything(net, double(2, 8, *sizes), passes=[Cp(ranks=1, iterations=2)]).model.get_submodule("0")
+    replaced = rewrite_everything(net, double(2, 8, *sizes), passes=[Cp(ranks=1, iterations=2)]).model.get_submodule(
+        "0"
+    )
     assert isinstance(replaced, Factored)
     assert torch.allclose(replaced.merge(), layer.get_parameter("weight"), atol=1e-9)
 

@@ -201,7 +201,10 @@ class Skip:
 
 @runtime_checkable
 class Pass(Protocol):
-    """A rewrite rule: a frozen dataclass whose fields are its options."""
+    """A rewrite rule: a frozen dataclass whose fields are its options.
+
+    :func:`bottleneck_opt.testing.check_pass` says whether one keeps what the tool relies on.
+    """
 
     @property
     def name(self) -> str:

@@ -175,6 +175,17 @@ class OnlyPartly(Sound):
 
 
 @dataclass(frozen=True)
+class NeverExact(Sound):
+    """Loses something at every rank, and says so."""
+
+    name: ClassVar[str] = "never-exact"
+
+    def propose(self, site: Site) -> Sequence[Option] | Skip | None:
+        answer = super().propose(site)
+        return [replace(option, full_ranks=()) for option in answer[:-1]] if isinstance(answer, list) else answer
+
+
+@dataclass(frozen=True)
 class Shy:
     """A pass that wants nothing."""
 

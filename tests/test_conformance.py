@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+import bottleneck_opt as bo
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.passes.select import Select
 from bottleneck_opt.passes.shared import Shared
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.sites import Site
-from bottleneck_opt.testing import ConformanceError, check_pass
+from bottleneck_opt.testing import ConformanceError, check_pass, rewrite_everything
 from tests import broken_passes as broken
 
 STRIDED = [nn.Conv2d(8, 12, 3, stride=2, padding=1)]
@@ -71,6 +72,18 @@ def test_the_sound_pass_that_the_broken_ones_are_made_of_passes() -> None:
     assert list(found.accepted) == ["conv 3x3/2 8 -> 12"]
     assert "exact at full rank" in str(found)
     assert "saved, loaded, exported, drawn" in str(found)
+
+
+def test_a_pass_that_is_never_exact_says_so_and_is_checked_by_its_losses() -> None:
+    found = check_pass(broken.NeverExact(), layers=STRIDED)
+    assert found.worst is None
+    assert "no option claims to be exact" in str(found)
+    net, x = nn.Sequential(nn.Conv2d(8, 12, 3)), torch.randn(24, 8, 9, 9)
+    assert list(rewrite_everything(net, x[:1], passes=[broken.NeverExact()]).refused) == ["0"]
+    result = bo.optimize(net, x[:1], calibration=x, passes=[broken.NeverExact()], progress=False)
+    rank = result.plan.steps[0].ranks[0]
+    assert f"rank {rank} |" in result.draw().source or f"rank {rank}<" in result.draw().source
+    assert f"{rank} of" not in str(result)
 
 
 @dataclass(frozen=True)

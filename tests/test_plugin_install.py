@@ -62,3 +62,20 @@ def test_installing_a_plugin_adds_its_pass_and_uninstalling_takes_it_away(python
     assert {"reduce", "expand"} <= set(after)
     run(python, "-m", "pip", "uninstall", "-q", "-y", "bottleneck-opt-cp")
     assert listed(python) == {name: each for name, each in after.items() if name != "cp"}
+
+
+def test_the_core_imports_no_plugin() -> None:
+    names = [path.name.replace("-", "_") for path in (ROOT / "plugins").iterdir() if path.is_dir() and "-" in path.name]
+    assert len(names) == 3
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "bottleneck_opt").rglob("*.py")]
+    assert [name for name in names if any(name in source for source in sources)] == []
+
+
+@pytest.mark.parametrize("name", ["cp", "lightning", "nonlinear"])
+def test_every_plugin_is_a_distribution_with_readme_and_licence(name: str) -> None:
+    folder = ROOT / "plugins" / f"bottleneck-opt-{name}"
+    project = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'name = "bottleneck-opt-{name}"' in project
+    assert 'license = "Apache-2.0"' in project
+    assert "[LICENSE](../../LICENSE)" in (folder / "README.md").read_text(encoding="utf-8")
+    assert list((folder / "tests").glob("test_*.py"))

@@ -80,13 +80,13 @@ class Compress(Callback):
             )
         own = pl_module.on_load_checkpoint
 
-        def build_first(checkpoint: dict[str, Any]) -> None:
+        def build_then(checkpoint: dict[str, Any]) -> None:
+            own(checkpoint)  # that of the callbacks before this one too: their plans come first
             state = checkpoint.get("callbacks", {}).get(self.state_key, {})
             if "plan" in state and self.plan is None:
                 self._build(pl_module, Plan.from_json(state["plan"]))
-            own(checkpoint)
 
-        vars(pl_module)["on_load_checkpoint"] = build_first
+        vars(pl_module)["on_load_checkpoint"] = build_then
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's hook as it was."""

@@ -156,6 +156,19 @@ def test_training_is_resumed_from_a_checkpoint_of_the_smaller_network(tmp_path: 
     assert torch.equal(tested.eval()(X), module.eval()(X))
 
 
+def test_in_steps_and_resumed_after_both(tmp_path: Path) -> None:
+    def steps() -> list[pl.Callback]:
+        return [Compress(0.7, at_epoch=0, passes=["expand"]), Compress(0.8, at_epoch=1, passes=["reduce", "expand"])]
+
+    module, resumed = make(), make()
+    run = trainer(tmp_path, 2, *steps(), checkpoints=True)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    assert any(name.count(".") > 1 for name in factored(module))
+    trainer(tmp_path, 3, *steps()).fit(resumed, loader(), ckpt_path=tmp_path / "small.ckpt")
+    assert factored(resumed) == factored(module)
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at_epoch=-1, examples=64; expected at_epoch of at least 0"):
         Compress(at_epoch=-1)

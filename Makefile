@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LIGHTNING := .venv-lightning
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types unit slow bench zoo clean
+.PHONY: demo test lint types unit slow bench zoo lightning clean
 
 # The main job on bundled data: train, compress, measure, draw.
 demo: $(VENV)/.demo
@@ -36,6 +37,10 @@ bench: $(VENV)/.bench
 zoo: $(VENV)/.dev
 	$(BIN)/python -m tests.zoo
 
+# The tests of the Lightning plugin, in an environment of their own on top of this one; `unit` skips them.
+lightning: $(LIGHTNING)/.ready
+	PYTHONPATH=. $(LIGHTNING)/bin/python -m pytest plugins/bottleneck-opt-lightning
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -64,5 +69,13 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints.txt --no-deps torch-pruning
 	touch $@
 
+# Without --no-deps lightning could bring another torch. A line in a .pth file makes all of .venv importable.
+$(LIGHTNING)/.ready: $(VENV)/.dev
+	$(PYTHON) -m venv $(LIGHTNING)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$($(LIGHTNING)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	$(LIGHTNING)/bin/pip install -q -c constraints.txt --no-deps lightning pytorch-lightning lightning-utilities torchmetrics
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(LIGHTNING) out build *.egg-info

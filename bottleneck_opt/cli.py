@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bottleneck_opt.calibrating import calibrate
@@ -85,7 +86,9 @@ def optimize_command(
         Path | None, typer.Option(help="File that the calibrate command wrote: the data is not looked at again.")
     ] = None,
     budget: BudgetText = None,
-    passes: Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="Names between commas, options after colons: reduce,tucker:steps=4 (see passes).")
+    ] = None,
     include: Include = None,
     exclude: Exclude = None,
     evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
@@ -108,7 +111,7 @@ def optimize_command(
             None if input_shape is None else read_shape(input_shape),
             calibration=None if calibration is None else read_calibration_file(calibration),
             calibration_limit=calibration_limit, statistics=statistics, budget=budget,
-            passes=None if passes is None else passes.split(","), include=include or None, exclude=exclude or None,
+            passes=passes, include=include or None, exclude=exclude or None,
             evaluate=None if evaluate is None else find_function(evaluate), max_drop=max_drop, recover=recover,
             memory=memory, device=device, seed=seed, progress=not as_json and ranks.is_first, ranks=ranks,
         )  # fmt: skip
@@ -200,10 +203,12 @@ def passes_command(as_json: AsJson = False) -> None:
 
 
 def _passes_table(listed: tuple[Listed, ...]) -> Table:
-    table = Table("pass", "what it does", "options", "from", box=None, header_style="bold")
+    table = Table("pass", "what it does", "options", "from", box=None, header_style="bold", padding=(0, 2, 1, 0))
     for each in listed:
-        what = f"cannot be used: {each.error}" if each.error else each.summary
-        table.add_row(each.name, what, "\n".join(each.options) or "none", each.origin)
+        what = f"CANNOT BE USED: {each.error}" if each.error else each.summary
+        only = "" if each.default or each.error else " (used when named)"
+        options = "\n".join(map(str, each.options)) or ("" if each.error else "none")
+        table.add_row(each.name, escape(what + only), escape(options), f"{each.origin} {each.version}")
     return table
 
 

@@ -205,12 +205,15 @@ def price_layers(
 
 def _layer_macs(layers: Sequence[LayerSpec], shape: Sequence[int], output: Sequence[int] | None) -> int:
     if layers[0].kind == LINEAR:
-        return sum(math.prod(shape[:-1]) * layer.in_channels * layer.out_channels for layer in layers)
+        products = (layer for layer in layers if not layer.is_activation)
+        return sum(math.prod(shape[:-1]) * layer.in_channels * layer.out_channels for layer in products)
     axes = len(layers[0].kernel)
     batch, size = math.prod(shape[: -axes - 1]), tuple(shape[-axes:])
     carriers = [layer for layer in layers if not layer.is_pointwise]
     macs = 0
     for layer in layers:
+        if layer.is_activation:
+            continue
         known = output is not None and carriers == [layer]
         out = tuple(output[-axes:]) if output is not None and known else layer.output_size(size)
         macs += _convolution_macs(layer, batch, size, out)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bottleneck_opt.kernels import merge_kernels, to_module, to_plain
+from bottleneck_opt.errors import RewriteError
+from bottleneck_opt.kernels import gather_groups, merge_kernels, to_module, to_plain
 from bottleneck_opt.layers import LayerSpec, describe_layer, shape_attributes
 
 
@@ -19,7 +20,8 @@ class Factored(nn.Sequential):
 
     Code that asked the old layer for its stride or its weight finds them here too: everything the old layer would
     have answered about its shape is answered, and ``weight`` is the kernel that the factors multiply out to. What the
-    old layer was called with beside its input goes to the factor that carries its kernel.
+    old layer was called with beside its input goes to the factor that carries its kernel. Where an activation stands
+    between the factors there is no such kernel: ``weight`` has a shape then, but its values cannot be read.
 
     Example:
         >>> spec = LayerSpec("conv", "Linear", 4, 6)
@@ -59,15 +61,27 @@ class Factored(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of the last factor; the others have none."""
+        """The bias of the last factor."""
         return self[-1].bias  # type: ignore[return-value]  # torch types every attribute as Tensor | Module
 
     def merge(self) -> Tensor:
-        """The weight that the factors multiply out to, in the old layer's own shape. Gradients reach the factors."""
+        """The weight that the factors multiply out to, in the old layer's own shape. Gradients reach the factors.
+
+        Raises:
+            RewriteError: An activation stands between them.
+        """
         layers = list(self.children())
         specs = [describe_layer(layer) for layer in layers]
+        if None in specs:
+            names = " -> ".join(name for name, _ in self.named_children())
+            raise RewriteError(
+                f"a {self._replaced.label} was replaced by {names}: an activation stands between the factors, so no "
+                "weight computes the same. Read the factors' weights, or exclude this layer from such replacements."
+            )
         kernels = [to_plain(spec, layer.weight) for spec, layer in zip(specs, layers, strict=True)]  # type: ignore[arg-type]
-        return to_module(self._replaced, merge_kernels(specs, kernels))  # type: ignore[arg-type]
+        merged, groups = merge_kernels(specs, kernels), self._replaced.groups  # type: ignore[arg-type]
+        wide = merged.shape[1] * groups > self._replaced.in_channels
+        return to_module(self._replaced, gather_groups(merged, groups) if wide else merged)
 
     def extra_repr(self) -> str:
         """What it stands for, shown when the model is printed."""

@@ -62,17 +62,33 @@ def by_offset(kernel: Tensor) -> Tensor:
 
 
 def merge_kernels(specs: Sequence[LayerSpec], kernels: Sequence[Tensor]) -> Tensor:
-    """The plain kernel that layers in a row multiply out to.
+    """The plain kernel that layers in a row multiply out to: grouped as they are, or full where their groups differ.
 
     Args:
-        specs: The layers, all with the same number of groups; along each axis at most one of them is longer than 1.
+        specs: The layers; along each axis at most one of them is longer than 1.
         kernels: Their plain kernels.
     """
     groups = specs[0].groups
+    if any(spec.groups != groups for spec in specs):
+        kernels = [spread_groups(kernel, spec.groups) for spec, kernel in zip(specs, kernels, strict=True)]
+        groups = 1
     merged = kernels[0]
     for kernel in kernels[1:]:
         merged = _merge_two(merged, kernel, groups)
     return merged
+
+
+def gather_groups(full: Tensor, groups: int) -> Tensor:
+    """The reverse of :func:`spread_groups`: what a full kernel ``(out, in, ...)`` holds inside its groups.
+
+    Example:
+        >>> gather_groups(torch.eye(2), 2)
+        tensor([[1.],
+                [1.]])
+    """
+    rows, width = full.shape[0] // groups, full.shape[1] // groups
+    parts = [full[g * rows : (g + 1) * rows, g * width : (g + 1) * width] for g in range(groups)]
+    return torch.cat(parts)
 
 
 def _merge_two(first: Tensor, second: Tensor, groups: int) -> Tensor:

@@ -16,6 +16,7 @@ _AXES = {
     LINEAR: 0, "Conv1d": 1, "Conv2d": 2, "Conv3d": 3,
     "ConvTranspose1d": 1, "ConvTranspose2d": 2, "ConvTranspose3d": 3,
 }  # fmt: skip
+PRELU = "PReLU"
 _STOCK = {getattr(nn, kind) for kind in _AXES}
 _RESERVED = frozenset(dir(nn.Sequential()))
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -28,8 +29,9 @@ class LayerSpec:
     Attributes:
         name: The layer's name inside the module that holds it (``reduce``, ``conv``, ``expand``).
         kind: ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose1d``, ... or ``Linear`` (the 1x1 it computes: empty
-            kernel, features as channels).
+            kernel, features as channels), or ``PReLU``, an activation between two of these (:meth:`activation`).
         padding: One number an axis, or ``same`` / ``valid`` as torch spells them.
+        groups: Of a PReLU how many slopes it has: 1, or one for each channel.
         output_padding: One number an axis for transposed convolutions, empty for all others.
         subclass: Qualified name of the class where it is not torch's own: its forward may pad or change its input, so
             sizes cannot be told from the description.
@@ -60,8 +62,13 @@ class LayerSpec:
         return self.kind.startswith("ConvTranspose")
 
     @property
+    def is_activation(self) -> bool:
+        """Whether it is no matrix product but an activation, whose weight is its slopes."""
+        return self.kind == PRELU
+
+    @property
     def is_pointwise(self) -> bool:
-        """Whether it mixes channels only: a Linear, or a 1x1 convolution that moves and drops nothing."""
+        """Whether it works on each position alone: a Linear, a 1x1 that moves and drops nothing, an activation."""
         moves = {*self.stride, *(1 + amount for axis in self.padding_amounts() for amount in axis)}
         return self.offsets == 1 and moves <= {1} and not any(self.output_padding) and not self.subclass
 
@@ -72,7 +79,12 @@ class LayerSpec:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight as a plain convolution: ``(out, in / groups, *kernel)``, also for transposed ones."""
+        """Shape of the weight as a plain convolution: ``(out, in / groups, *kernel)``, also for transposed ones.
+
+        Of an activation the shape of its slopes ``(groups,)``.
+        """
+        if self.is_activation:
+            return (self.groups,)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
@@ -83,15 +95,15 @@ class LayerSpec:
     @property
     def label(self) -> str:
         """Short human name: ``conv 3x3/2``, ``transposed conv 4x4/2``, ``linear``."""
-        if self.kind == LINEAR:
-            return "linear"
+        if self.kind == LINEAR or self.is_activation:
+            return self.kind.lower() if self.kind == LINEAR else self.kind
         stride = "" if set(self.stride) == {1} else "/" + "x".join(map(str, dict.fromkeys(self.stride)))
         kernel = "x".join(map(str, self.kernel))
         return f"{'transposed ' if self.transposed else ''}conv {kernel}{stride}"
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial output size for a spatial input size (``size`` unchanged for a Linear)."""
-        if self.kind == LINEAR:
+        """Spatial output size for a spatial input size (``size`` unchanged for a Linear and an activation)."""
+        if self.kind == LINEAR or self.is_activation:
             return tuple(size)
         spans = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
         padded = [before + after for before, after in self.padding_amounts()]
@@ -127,12 +139,28 @@ class LayerSpec:
         kind = self.kind.replace("Transpose", "")
         return LayerSpec(name, kind, in_channels, out_channels, ones, ones, zeros, ones, self.groups, bias)
 
+    def activation(self, name: str, *, slopes: int = 1) -> LayerSpec:
+        """A PReLU for what this layer makes; with slopes of 1 it is the identity, until it is trained.
+
+        Args:
+            name: Its name.
+            slopes: 1, or one for each channel: then the channels must be axis 1 of what the layer makes, as torch takes
+                them to be (:attr:`bottleneck_opt.sites.Site.channels_second`).
+
+        Example:
+            >>> LayerSpec("conv", "Linear", 8, 4).activation("act", slopes=4).weight_shape
+            (4,)
+        """
+        return LayerSpec(name, PRELU, self.out_channels, self.out_channels, groups=slopes, bias=False)
+
 
 def find_fault(spec: LayerSpec) -> str:
     """Why a layer of this description cannot be built, in words; empty when it can."""
+    if spec.is_activation:
+        return _find_activation_fault(spec)
     axes = _AXES.get(spec.kind)
     if axes is None:
-        return f"kind {spec.kind!r} is none of {', '.join(_AXES)}"
+        return f"kind {spec.kind!r} is none of {', '.join(_AXES)}, {PRELU}"
     padding = tuple(0 for _ in spec.kernel) if spec.padding in ("same", "valid") else spec.padding
     lowest = min(spec.in_channels, spec.out_channels, spec.groups, *spec.kernel, *spec.stride, *spec.dilation)
     if lowest < 1:
@@ -143,6 +171,24 @@ def find_fault(spec: LayerSpec) -> str:
         return f"padding {spec.padding!r} of mode {spec.padding_mode!r} is not known"
     divided = spec.in_channels % spec.groups == spec.out_channels % spec.groups == 0
     return _find_transposed_fault(spec, axes) if divided else f"its channels are no multiples of {spec.groups} groups"
+
+
+def _find_activation_fault(spec: LayerSpec) -> str:
+    plain = LayerSpec(spec.name, PRELU, spec.in_channels, spec.in_channels, groups=spec.groups, bias=False)
+    if spec != plain or spec.in_channels < 1:
+        return f"a {PRELU} has one width, and neither kernel nor bias"
+    return "" if spec.groups in (1, spec.in_channels) else f"a {PRELU} has one slope, or one for each channel"
+
+
+def find_order_fault(layers: Sequence[LayerSpec]) -> str:
+    """Why layers cannot stand in a row in a layer's place, in words; empty when they can.
+
+    Activations stand between others: the last layer is fitted to outputs, and carries the bias.
+    """
+    ends = [layer for layer in (*layers[:1], *layers[-1:]) if layer.is_activation]
+    return (
+        f"'{ends[0].name}' is an activation before or after all others, it can only stand between two" if ends else ""
+    )
 
 
 def _find_transposed_fault(spec: LayerSpec, axes: int) -> str:
@@ -213,6 +259,8 @@ def build_layer(spec: LayerSpec, *, device: torch.device, dtype: torch.dtype) ->
 def _build_layer(spec: LayerSpec) -> nn.Module:
     if spec.kind == LINEAR:
         return nn.Linear(spec.in_channels, spec.out_channels, bias=spec.bias)
+    if spec.is_activation:
+        return nn.PReLU(spec.groups)
     options = {"output_padding": spec.output_padding} if spec.transposed else {}
     built: nn.Module = getattr(nn, spec.kind)(
         spec.in_channels, spec.out_channels, spec.kernel, stride=spec.stride, padding=spec.padding,

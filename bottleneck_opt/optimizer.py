@@ -82,8 +82,9 @@ def optimize(
         calibration: Unlabelled data: a Tensor (split along axis 0) or an iterable of batches. None uses noise.
         calibration_limit: Examples read at most; they are kept on the CPU.
         budget: How small: ``0.5``, ``"macs=0.5, params=0.4"`` or a :class:`Budget`. None aims at half the MACs.
-        passes: Names or pass objects; None uses the built-in ones that keep the model's class. With ``shared`` the
-            model's recorded graph is rewritten, and the result is a GraphModule.
+        passes: Names or pass objects; None uses the built-in ones that keep the model's class. A name may set options:
+            ``"tucker:steps=4"``. With ``shared`` the model's recorded graph is rewritten, and the result is a
+            GraphModule.
         include, exclude: Glob patterns over module paths.
         evaluate: ``evaluate(model) -> float`` or one score a sample, higher is better; measured before and after.
         max_drop: Not in this version.

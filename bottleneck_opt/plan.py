@@ -11,10 +11,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from bottleneck_opt.errors import FileError
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault
+from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault, find_order_fault
 
-FORMAT = 3
-READABLE = (1, 2, 3)  # 1 knew fewer kinds of layers, 2 no dropped channels; what they say means the same
+FORMAT = 4
+READABLE = (1, 2, 3, 4)  # 1 knew fewer layers, 2 no dropped channels, 3 no activations; all mean the same
 IN_PLACE = "select"  # the form of a layer that only got narrower
 SHARED = "shared"  # the form of a layer that reads a shared bottleneck
 
@@ -29,7 +29,7 @@ class Step:
         pass_name: The pass that proposed it.
         form: The shape of the replacement: ``reduce``, ``expand``, ...
         ranks: Its bottleneck widths.
-        full_ranks: The widths at which nothing would be lost.
+        full_ranks: The widths at which nothing would be lost; empty where something is lost at any width.
         original: The layer as it was.
         layers: The layers in its place, first to last.
         before, after: Cost over all calls of the layer.
@@ -226,6 +226,7 @@ def _check_layers(step: Step) -> None:
     faults = [fault for layer in (step.original, *step.layers) if (fault := find_fault(layer))]
     if not are_child_names(names):
         faults.append(f"layer names {names} are not distinct names that torch.nn.Sequential leaves free")
+    faults += [fault for fault in [find_order_fault(step.layers)] if fault]
     if any(layer.subclass not in ("", step.original.subclass) for layer in step.layers):
         faults.append(f"a layer is of another class than '{step.original.subclass}'")
     if faults:
@@ -285,7 +286,7 @@ def _find_sharing_fault(sharing: Sharing, plan: Plan) -> str:
         return "has fewer than two members"
     if fault := find_fault(layer):
         return fault
-    if not layer.is_pointwise or layer.bias or layer.groups > 1:
+    if not layer.is_pointwise or layer.is_activation or layer.bias or layer.groups > 1:
         return "is no 1x1 without bias and groups"
     if layer.out_channels != sharing.rank or {layer.in_channels} != widths:
         return f"its widths {layer.in_channels} -> {layer.out_channels} are not {sorted(widths)} -> {sharing.rank}"

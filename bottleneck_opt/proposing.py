@@ -16,7 +16,15 @@ from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
 from bottleneck_opt.knapsack import Choices, list_pareto
-from bottleneck_opt.layers import LINEAR, LayerSpec, are_child_names, class_name, describe_layer, find_fault
+from bottleneck_opt.layers import (
+    LINEAR,
+    LayerSpec,
+    are_child_names,
+    class_name,
+    describe_layer,
+    find_fault,
+    find_order_fault,
+)
 from bottleneck_opt.outcome import Curve
 from bottleneck_opt.plan import IN_PLACE, SHARED, Step
 from bottleneck_opt.probing import Probe
@@ -195,14 +203,16 @@ def blaming(name: str, site: Site) -> Iterator[None]:
 
 
 def ask_full_rank(site: Site, passes: Sequence[Pass]) -> Priced | None:
-    """The first pass's option at which nothing is lost, whatever it costs; None when no pass has options for the site.
+    """The first pass's option at which nothing is lost, whatever it costs; None when no pass has one.
+
+    A pass whose options have no full ranks (``full_ranks=()``) loses something at every rank, and is passed over.
 
     Raises:
         PassError: As :func:`ask`, or the pass has options but none at full rank.
     """
     for each in passes:
         answer = ask(each, site)
-        if not answer or isinstance(answer, Skip):
+        if not answer or isinstance(answer, Skip) or not any(priced.option.full_ranks for priced in answer):
             continue
         full = next((priced for priced in answer if priced.option.ranks == priced.option.full_ranks), None)
         if full is None:
@@ -257,7 +267,13 @@ def _price(name: str, option: Option, site: Site) -> Priced:
 
 def check_option(name: str, option: Option, site: Site) -> None:
     """Raise PassError when an option's layers cannot stand where the site's layer stands."""
-    where = f"pass '{name}' on '{site.path}', ranks {option.ranks}"
+    check_description(name, option, site)
+    check_fit(name, option, site)
+
+
+def check_description(name: str, option: Option, site: Site) -> None:
+    """Raise PassError when an option describes something that cannot be built."""
+    where = _where(name, option, site)
     names = [layer.name for layer in option.layers]
     if option.form in (IN_PLACE, SHARED):
         raise PassError(
@@ -268,19 +284,39 @@ def check_option(name: str, option: Option, site: Site) -> None:
             f"{where}: got layer names {names}; expected distinct names that torch.nn.Sequential does not use."
         )
     fault = next((fault for layer in option.layers if (fault := find_fault(layer))), "")
+    fault = fault or find_order_fault(option.layers) or _find_class_fault(option.layers, site)
     if fault:
         raise PassError(f"{where}: got layers that cannot be built: {fault}. Describe layers that torch.nn has.")
+    if not option.predicted_loss >= 0:
+        raise PassError(f"{where}: got predicted loss {option.predicted_loss}; expected a finite number of at least 0.")
+
+
+def _find_class_fault(layers: Sequence[LayerSpec], site: Site) -> str:
+    strange = [layer.subclass for layer in layers if layer.subclass not in ("", site.layer.subclass)]
+    return f"'{strange[0]}' is another class than the layer's own" if strange else ""
+
+
+def check_fit(name: str, option: Option, site: Site) -> None:
+    """Raise PassError when an option's layers do not make the site's outputs of its inputs."""
+    where = _where(name, option, site)
     widths = [layer.in_channels for layer in option.layers] + [option.layers[-1].out_channels]
     expected = [site.layer.in_channels, *(layer.out_channels for layer in option.layers)]
     expected[-1] = site.layer.out_channels
     if widths != expected:
         raise PassError(f"{where}: got channel widths {widths}; expected {expected}. Make the layers fit each other.")
-    if not option.predicted_loss >= 0:
-        raise PassError(f"{where}: got predicted loss {option.predicted_loss}; expected a finite number of at least 0.")
+    if not site.channels_second and any(layer.is_activation and layer.groups > 1 for layer in option.layers):
+        raise PassError(
+            f"{where}: got an activation with a slope for each channel; expected one slope, as the channels of this "
+            "layer's output are not on axis 1. Ask site.channels_second."
+        )
     if site.layer.subclass:
         _check_kept(where, option.layers, site)
     else:
         _check_sizes(where, option.layers, site)
+
+
+def _where(name: str, option: Option, site: Site) -> str:
+    return f"pass '{name}' on '{site.path}', ranks {option.ranks}"
 
 
 def _check_kept(where: str, layers: Sequence[LayerSpec], site: Site) -> None:

@@ -70,6 +70,11 @@ class Site:
     rounds: int = 0
 
     @property
+    def channels_second(self) -> bool:
+        """Whether all that it is called with has its channels on axis 1, where torch's activations look for them."""
+        return all(len(shape) == len(self.layer.kernel) + 2 for shape in self.input_shapes)
+
+    @property
     def offset_weight(self) -> Tensor:
         """The weight as ``(out, offsets, in)``, zero between groups."""
         full = spread_groups(self.weight, self.layer.groups)
@@ -181,7 +186,7 @@ class Option:
     Attributes:
         form: Shape of the replacement, such as ``reduce``.
         ranks: Its bottleneck widths.
-        full_ranks: The widths at which nothing is lost.
+        full_ranks: The widths at which nothing is lost; empty where something is lost at any width.
         layers: The layers in its place, first to last.
         predicted_loss: Predicted squared change of the model's output, relative to the output's variance, before any
             alternating rounds, which can only lower it.
@@ -206,7 +211,10 @@ class Skip:
 
 @runtime_checkable
 class Pass(Protocol):
-    """A rewrite rule: a frozen dataclass whose fields are its options."""
+    """A rewrite rule: a frozen dataclass whose fields are its options.
+
+    :func:`bottleneck_opt.testing.check_pass` says whether one keeps what the tool relies on.
+    """
 
     @property
     def name(self) -> str:

@@ -1,18 +1,12 @@
-"""A pass of one's own: a Linear as two thin ones, by a plain SVD of its weight.
+"""A pass of one's own: a Linear as two thin ones, by a plain SVD of its weight."""
 
-Run: python examples/my_pass.py
-"""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-import bottleneck_opt as bo
-from bottleneck_opt.sites import Option, Site, Skip, Weights
+from bottleneck_opt.sites import Option, Site, Skip, Weights, paying_ranks
+from bottleneck_opt.testing import check_pass
 
 
 @dataclass(frozen=True)
@@ -22,13 +16,13 @@ class SvdLinear:
     name: ClassVar[str] = "svd-linear"
     smallest: int = 4
 
-    def propose(self, site: Site) -> Sequence[Option] | Skip | None:
+    def propose(self, site: Site) -> list[Option] | Skip | None:
         if site.layer.kind != "Linear":
             return None  # not my kind of layer
-        full = min(site.layer.in_channels, site.layer.out_channels)
+        *ranks, full = paying_ranks(before=site.layer.in_channels, after=site.layer.out_channels)
         if full < self.smallest:
-            return Skip(f"rank {full} is below smallest={self.smallest}")  # mine, but no: the reason reaches the report
-        return [self.option(site, rank, full) for rank in range(self.smallest, full + 1)]
+            return Skip(f"rank {full} is below smallest={self.smallest}")  # mine, but no: the report says why
+        return [self.option(site, rank, full) for rank in (*ranks, full) if rank >= self.smallest]
 
     def option(self, site: Site, rank: int, full: int) -> Option:
         u, s, v = torch.linalg.svd(site.weight, full_matrices=False)
@@ -42,5 +36,4 @@ class SvdLinear:
 
 
 if __name__ == "__main__":
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-    print(bo.optimize(model, torch.randn(1, 64), calibration=torch.randn(64, 64), passes=[SvdLinear()], progress=False))
+    print(check_pass(SvdLinear()))

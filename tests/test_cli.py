@@ -138,7 +138,15 @@ def test_passes_lists_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> N
     assert run("passes", "--json") == 0
     listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert {"reduce", "expand"} <= set(listed)
-    assert listed["reduce"]["origin"] == f"bottleneck-opt {bo.__version__}"
+    assert (listed["reduce"]["origin"], listed["reduce"]["version"]) == ("bottleneck-opt", bo.__version__)
+    assert listed["tucker"]["options"] == [{"name": "steps", "type": "int", "default": "8"}]
+
+
+def test_passes_prints_options_and_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("passes") == 0
+    printed = capsys.readouterr().out
+    assert "steps: int = 8" in printed
+    assert f"bottleneck-opt {bo.__version__}" in printed
 
 
 @pytest.mark.parametrize(
@@ -170,6 +178,10 @@ def test_passes_lists_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> N
         (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "speed=1"], "unknown unit 'speed'"),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--budget", "macs=0.0001"], "the smallest reachable is macs="),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--passes", "redoce"], "Did you mean 'reduce'"),
+        (
+            ["optimize", "NET:net", "--input", "1x3x8x8", "--passes", "reduce,tucker:step=4"],
+            "pass 'tucker': got the option 'step'; expected one of steps. Did you mean 'steps'?",
+        ),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--exclude", "head*"], "matches none"),
         (["optimize", "NET:net", "--max-drop", "0.01"], "does not search for the smallest model"),
         (["optimize", "NET:net", "--recover", "0"], "expected a number of training steps, at least 1"),

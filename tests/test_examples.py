@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import bottleneck_opt as bo
 from bottleneck_opt import Result
+from tests.examples.running import load_example
 
 
 class Small(nn.Sequential):
@@ -22,9 +24,19 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_own_pass_example_rewrites_a_linear(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(ROOT / "examples" / "my_pass.py"), run_name="__main__")
-    assert "svd" in capsys.readouterr().out
+def test_own_pass_example_keeps_all_promises_in_thirty_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "examples" / "my_pass.py"
+    runpy.run_path(str(path), run_name="__main__")
+    assert "pass 'svd-linear' keeps its promises" in capsys.readouterr().out
+    assert len([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]) <= 30
+
+
+def test_own_pass_example_is_used_by_the_tool() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    own = load_example("my_pass").SvdLinear(smallest=6)
+    result = bo.optimize(model, torch.randn(1, 64), calibration=torch.randn(64, 64), passes=[own], progress=False)
+    assert [step.form for step in result.plan.steps] == ["svd"]
+    assert result.plan.steps[0].ranks >= (6,)
 
 
 def test_readme_shows_the_own_pass_example_as_it_is() -> None:

@@ -121,7 +121,9 @@ def rank_words(steps: Sequence[Step]) -> str:
     if len(steps) == 1 and steps[0].form == IN_PLACE:
         return _kept_channels(steps[0])
     what = "channels" if all(step.in_place for step in steps) else "rank"
-    return f"{what} {rank_range([s.ranks for s in steps])} of {rank_range([s.full_ranks for s in steps])}"
+    ranks = f"{what} {rank_range([s.ranks for s in steps])}"
+    exact = all(step.full_ranks for step in steps)
+    return f"{ranks} of {rank_range([s.full_ranks for s in steps])}" if exact else ranks
 
 
 def _kept_channels(step: Step) -> str:

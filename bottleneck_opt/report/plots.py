@@ -176,7 +176,7 @@ def _percent(share: float) -> str:
 
 
 def _fraction(step: Step) -> float:
-    return min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks)))
+    return min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks or step.ranks)))
 
 
 def _visible(loss: float, least: float) -> float:

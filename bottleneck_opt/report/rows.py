@@ -125,7 +125,8 @@ def group_skipped(skipped: tuple[Skipped, ...]) -> tuple[SkipGroup, ...]:
 
 def rank_text(step: Step) -> str:
     """The rank and the rank at which nothing would be lost: ``16 of 64``."""
-    return f"{'x'.join(map(str, step.ranks))} of {'x'.join(map(str, step.full_ranks))}"
+    ranks = "x".join(map(str, step.ranks))
+    return f"{ranks} of {'x'.join(map(str, step.full_ranks))}" if step.full_ranks else ranks
 
 
 def _sharing_row(sharing: Sharing) -> LayerRow:
@@ -162,7 +163,7 @@ def _layer_row(step: Step, whole: float, error: float | None, time: tuple[float,
         path=step.path,
         form=step.form,
         rank=rank_text(step),
-        fraction=min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks))),
+        fraction=min(1.0, sum(step.ranks) / max(1, sum(step.full_ranks or step.ranks))),
         macs_before=count_text(step.before.macs),
         macs_after=count_text(step.after.macs),
         macs_change=change_text(step.before.macs, step.after.macs),

@@ -376,7 +376,7 @@ def balance(factors: Factors) -> Factors:
     first, second = factors.first, factors.second
     rows = first.flatten(1).norm(dim=1).clamp_min(1e-300)
     columns = second.movedim(-1, 0).flatten(1).norm(dim=1).clamp_min(1e-300)
-    scale = (columns / rows).sqrt()
+    scale = columns.sqrt() / rows.sqrt()  # their quotient may overflow where one of them is zero
     return Factors(first * scale.view(-1, *[1] * (first.dim() - 1)), second / scale)
 
 

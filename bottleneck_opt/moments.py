@@ -37,6 +37,11 @@ class Moments:
         spread = self.squares / max(self.count, 1) - float(self.mean.square().sum())
         return max(spread, 0.0) / max(len(self.total), 1)
 
+    @property
+    def power(self) -> float:
+        """Mean square of an entry."""
+        return self.squares / max(self.count * len(self.total), 1)
+
     def take(self, entries: Tensor) -> Moments:
         """The sums over some entries of the samples only; ``entries`` holds their numbers."""
         outer = None if self.outer is None else open_matrix(self.outer)[entries[:, None], entries]

@@ -19,6 +19,8 @@ from bottleneck_opt.kernels import by_offset, spread_groups
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.statistics import LayerStatistics
 
+ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Site:
@@ -139,15 +141,23 @@ class Site:
         """``S (offsets * in, offsets * in)``, shrunk; not to be written to. ValueError where it was not collected."""
         kept: dict[str, Tensor] = self.__dict__.get("_kept", {})
         if "covariance" not in kept:
-            kept["covariance"] = shrink_in_place(self.statistics.inputs.covariance(), self._shrinkage)
+            covariance = shrink_in_place(self.statistics.inputs.covariance(), self._shrinkage)
+            covariance.diagonal().add_(self._rounding)
+            kept["covariance"] = covariance
         return kept["covariance"]
 
     def output_covariance(self) -> Tensor:
         """``W S W^T (out, out)`` with the shrunk S, from the outputs themselves, so that S is not needed."""
         amount = self._shrinkage
         covariance = self.statistics.outputs.covariance() * (1 - amount)
-        covariance += amount * self.statistics.inputs.variance * (self.flat_weight @ self.flat_weight.T)
+        lifted = amount * self.statistics.inputs.variance + self._rounding
+        covariance += lifted * (self.flat_weight @ self.flat_weight.T)
         return (covariance + covariance.T) / 2
+
+    @property
+    def _rounding(self) -> float:
+        """What rounding leaves of the variance of inputs that never vary: without it, theirs would be noise."""
+        return ROUNDING * self.statistics.inputs.power
 
     @property
     def _shrinkage(self) -> float:

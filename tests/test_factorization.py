@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import (
     LEAST_SHRINKAGE,
     Factors,
@@ -32,6 +33,7 @@ from bottleneck_opt.factorization import (
 from bottleneck_opt.inputs import find_tensors
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
+from bottleneck_opt.passes.select import Select
 from bottleneck_opt.passes.spatial import Spatial
 from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.proposing import propose
@@ -460,3 +462,21 @@ def test_projected_covariance_is_that_of_the_projected_patches() -> None:
     projected = (patches @ projection.T).transpose(1, 2).flatten(1)
     got = project_covariance(flat.T @ flat, projection, 3)
     torch.testing.assert_close(got, projected.T @ projected)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e4])
+def test_channels_of_an_input_that_never_varied_can_be_dropped(scale: float) -> None:
+    site = make_site(nn.Conv2d(8, 12, 1).double(), scale * noise(1, 8, 1, 1))
+    inputs = site.statistics.inputs
+    below_zero = torch.outer(inputs.total, inputs.total) * (1 - 1e-15)  # what rounding can leave
+    unsteady = replace(site, statistics=replace(site.statistics, inputs=replace(inputs, outer=below_zero)))
+    found = Select().eliminate(unsteady)
+    assert isinstance(found, Elimination)
+    assert torch.isfinite(found.losses).all()
+
+
+def test_a_weight_of_zeros_that_is_hardly_felt_gets_finite_factors() -> None:
+    weight, nothing = torch.zeros(12, 2, dtype=torch.float64), torch.zeros(12, 12, dtype=torch.float64)
+    factors = fit_expand(weight, nothing, 1e-26 * torch.eye(12, dtype=torch.float64)).factors(1, weight)
+    assert torch.isfinite(factors.first).all()
+    assert torch.isfinite(factors.second).all()

@@ -70,13 +70,22 @@ class _Attempt:
     seconds: float
 
 
-def measure_original(subject: Subject, evaluate: Evaluate, fit_seed: int, ranks: Ranks) -> Answer:
+@dataclass(frozen=True)
+class _Walked:
+    """What was measured on the way, the deepest model that held, and the last choice that was looked at."""
+
+    attempts: tuple[_Attempt, ...]
+    deepest: Carried | None
+    last: Choice
+
+
+def measure_original(subject: Subject, evaluate: Evaluate, seed: int, ranks: Ranks) -> Answer:
     """The original's scores.
 
     Raises:
         InputError: ``evaluate`` failed on it, or returned no finite number.
     """
-    answer = ranks.run_alone(lambda: _plain(ask_about_copy(evaluate, subject.original, seed=fit_seed), ranks))
+    answer = ranks.run_alone(lambda: _plain(ask_about_copy(evaluate, subject.original, seed=seed), ranks))
     check_answer(answer, "before")
     return answer
 
@@ -93,30 +102,16 @@ def keep_promise(search: Search) -> tuple[Carried, Promise]:
         PassError, RewriteError: As :func:`choose_in_steps` and :func:`carry_out`.
     """
     span, out_of_reach = _plan_way(search)
-    attempts: list[_Attempt] = []
-    kept: dict[float, Carried] = {}  # the one model that may be returned; the others are let go
-    last: list[Choice] = []
-
-    def look(way: float) -> Look:
-        stepping = _choose(search, span, way)
-        last[:] = [stepping.choice]
-        plan = search.fit.make_plan(stepping.choice)
-        known = next((each for each in attempts if _same(each.plan, plan)), None)
-        if known is not None or not stepping.choice.changed:
-            return Look(known is None or known.verdict.held, way, fresh=False)
-        attempt, carried = _try(search, span, way, stepping, attempts)
-        attempts.append(attempt)
-        if attempt.verdict.held:
-            kept.clear()
-            kept[way] = carried
-        return Look(attempt.verdict.held, span.measure(carried.rewritten.traced.cost), fresh=True)
-
-    first, finest = HALF / max(span.depth, HALF), math.log(FINEST) / max(span.depth, 1e-9)
-    walk(look, Stride(1.0 if search.typed else first, first, finest, MOST_TRIED))
-    returned, tried, calls = _confirm(search, span, attempts, kept)
+    search.fit.stages.announce(
+        f"max_drop: the original's metric is {search.floor.metric:.6g}; up to {MOST_TRIED} smaller models are made and "
+        f"measured, the chosen one twice, for at least {search.floor.lowest:.6g}"
+    )
+    walked = _walk_down(search, span)
+    returned, tried, calls = _confirm(search, span, walked)
     if returned is None:
         whole = replace(search.fit, budget=search.fit.budget if search.typed else Budget(macs=1.0))
-        returned = carry_out(whole, Stepping(search.offers.leave_all(last[0])), search.seen.statistics, None)
+        nothing = Stepping(search.offers.leave_all(walked.last))
+        returned = carry_out(whole, nothing, search.seen.statistics, None)
     promise = Promise(
         search.floor.max_drop, search.floor.metric, len(search.floor.scores), not search.typed, tried, 1 + calls, ""
     )
@@ -135,6 +130,29 @@ def _plan_way(search: Search) -> tuple[Span, bool]:
     ), out_of_reach
 
 
+def _walk_down(search: Search, span: Span) -> _Walked:
+    attempts: list[_Attempt] = []
+    models: list[Carried] = []
+    choices: list[Choice] = []
+
+    def look(way: float) -> Look:
+        started, stepping = time.perf_counter(), _choose(search, span, way)
+        choices[:] = [stepping.choice]
+        plan = search.fit.make_plan(stepping.choice)
+        known = next((each for each in attempts if _same(each.plan, plan)), None)
+        if known is not None or not stepping.choice.changed:
+            return Look(known is None or known.verdict.held, way, fresh=False)
+        attempt, carried = _try(search, span, way, stepping, attempts, started)
+        attempts.append(attempt)
+        if attempt.verdict.held:
+            models[:] = [carried]  # deeper than any before that held; those are let go
+        return Look(attempt.verdict.held, span.measure(carried.rewritten.traced.cost), fresh=True)
+
+    first, finest = HALF / max(span.depth, HALF), math.log(FINEST) / max(span.depth, 1e-9)
+    walk(look, Stride(1.0 if search.typed else first, first, finest, MOST_TRIED))
+    return _Walked(tuple(attempts), models[0] if models else None, choices[0])
+
+
 def _choose(search: Search, span: Span, way: float) -> Stepping:
     """The choice so far along the way, the same one whenever it is asked for."""
     fit = search.fit
@@ -150,10 +168,10 @@ def _same(one: Plan, other: Plan) -> bool:
 
 
 def _try(
-    search: Search, span: Span, way: float, stepping: Stepping, before: Sequence[_Attempt]
+    search: Search, span: Span, way: float, stepping: Stepping, before: Sequence[_Attempt], started: float
 ) -> tuple[_Attempt, Carried]:
     """Carry a choice out and measure it."""
-    budget, started = span.budget(way), time.perf_counter()
+    budget = span.budget(way)
     left = tell_time_left([each.seconds for each in before], MOST_TRIED)
     search.fit.stages.announce(f"max_drop: model {len(before) + 1} of at most {MOST_TRIED}, {budget.describe()}{left}")
     carried = _carry(search, span, way, stepping)
@@ -178,32 +196,34 @@ def _measure(search: Search, carried: Carried, *, call: int) -> Verdict:
     return search.floor.judge(answer)
 
 
-def _confirm(
-    search: Search, span: Span, attempts: Sequence[_Attempt], kept: dict[float, Carried]
-) -> tuple[Carried | None, tuple[Tried, ...], int]:
+def _confirm(search: Search, span: Span, walked: _Walked) -> tuple[Carried | None, tuple[Tried, ...], int]:
     """Measure the smallest model that held once more, and the next one where it does not hold again.
 
-    Of several measurements the luckiest tends to be chosen; a second one of the chosen model tells.
+    Of several measurements the luckiest tends to be chosen; a second one of the chosen model tells. Models that were
+    let go are made again, and what counts is the measurement of the new one.
 
     Returns:
         The model, or None where none held twice; the attempts with what came of them; how often evaluate was called.
     """
+    attempts, model = walked.attempts, walked.deepest
     tried, calls = [each.tried for each in attempts], len(attempts)
-    for attempt in sorted((each for each in attempts if each.verdict.held), key=lambda each: -each.way):
-        number = attempts.index(attempt)
-        search.fit.stages.announce(f"max_drop: {attempt.tried.budget} once more, to be sure")
-        carried = kept.pop(attempt.way, None) or _carry(search, span, attempt.way, _choose(search, span, attempt.way))
-        calls += 1
-        verdict = _measure(search, carried, call=calls)
-        tried[number] = replace(
-            tried[number], held=verdict.held, confirmed=verdict.metric, returned=verdict.held,
-            reason=verdict.fault and f"measured again: {verdict.fault}",
-            worst=_lower(tried[number].worst, verdict.worst),
-        )  # fmt: skip
+    for number in sorted(range(len(attempts)), key=lambda each: -attempts[each].way):
+        if not attempts[number].verdict.held:
+            continue
+        way, calls = attempts[number].way, calls + 1
+        search.fit.stages.announce(f"max_drop: {tried[number].budget} once more, to be sure")
+        carried = model or _carry(search, span, way, _choose(search, span, way))
+        verdict, model = _measure(search, carried, call=calls), None
+        tried[number] = _repeat(tried[number], verdict)
         if verdict.held:
             return carried, tuple(tried), calls
     return None, tuple(tried), calls
 
 
-def _lower(one: float | None, other: float | None) -> float | None:
-    return other if one is None else one if other is None else min(one, other)
+def _repeat(tried: Tried, again: Verdict) -> Tried:
+    """The record of a model that was measured a second time."""
+    worst = [each for each in (tried.worst, again.worst) if each is not None]
+    return replace(
+        tried, held=again.held, returned=again.held, confirmed=again.metric, worst=min(worst, default=None),
+        reason=again.fault and f"measured again, {again.fault}",
+    )  # fmt: skip

@@ -24,7 +24,7 @@ class Span:
     Example:
         >>> span = Span({"macs": 1000}, {"macs": 100})
         >>> span.budget(0.5).describe(), span.budget(1.0).limits(Cost(macs=1000))
-        ('macs=0.3163', {'macs': 100})
+        ('macs=0.3162', {'macs': 100})
     """
 
     whole: Mapping[str, int]

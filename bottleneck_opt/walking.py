@@ -69,9 +69,9 @@ def walk(look: Callable[[float], Look], stride: Stride) -> None:
 def _find_next(held: float, failed: float | None, stride: Stride) -> float | None:
     if failed is not None:
         return None if failed - held < stride.finest else (held + failed) / 2
-    if held > 1 - stride.finest:
-        return None
     if not held:
         return min(stride.first, 1.0)
+    if held > 1 - stride.finest:
+        return None
     further = held + stride.step
     return 1.0 if further > 1 - stride.finest else further

@@ -33,24 +33,25 @@ def tell_reason(promise: Promise, budget: str, out_of_reach: bool) -> str:
         budget: What was typed.
         out_of_reach: That budget cannot be reached, whatever the metric.
     """
-    floor, count = f"{promise.floor:.6g} (the original's {promise.metric:.6g} less {promise.max_drop:g})", promise.tried
+    floor = f"{promise.floor:.6g} (the original's {promise.metric:.6g} less {promise.max_drop:g})"
+    tried = promise.tried
     returned = promise.returned
-    if not count:
+    if not tried:
         return "no smaller model was found to be tried: the result is the original"
     if returned is None:
-        nearest = count[-1] if count[-1].metric is not None else None
+        nearest = tried[-1] if tried[-1].metric is not None else None
         last = f"; the last, {nearest.budget}, came to {nearest.metric:.6g}" if nearest else ""
         return (
-            f"none of the {_count(count)} that were tried kept the metric at {floor} or above{last}. The result is "
-            "the original, unchanged"
+            f"of {_count(tried)} tried none kept the metric at {floor} or above{last}. The result is the original, "
+            "unchanged"
         )
     if promise.smallest_wanted:
-        return f"the smallest of {_count(count)} tried that keeps the metric at {floor} or above: {returned.budget}"
+        return f"the smallest of {_count(tried)} tried that keeps the metric at {floor} or above: {returned.budget}"
     unreached = f"; {budget} is out of reach whatever the metric" if out_of_reach else ""
     if returned.budget == budget:
         return f"the budget {budget} keeps the metric at {floor} or above"
     return (
-        f"the nearest to the budget {budget} of {_count(count)} tried that keeps the metric at {floor} or above: "
+        f"the nearest to the budget {budget} of {_count(tried)} tried that keeps the metric at {floor} or above: "
         f"{returned.budget}{unreached}"
     )
 
@@ -87,7 +88,8 @@ def explain_unused(promise: Promise) -> Skip:
             "rewriting it was tried, and the metric dropped by more than max_drop=",
             "a larger max_drop=, more calibration data or recover= may allow it",
         )
-    return Skip("not needed for this size: others lose less", "a larger max_drop= may reach it")
+    advice = "a larger max_drop= may reach it" if promise.smallest_wanted else "a smaller budget may reach it"
+    return Skip("not needed for this size: others lose less", advice)
 
 
 def _count(tried: Sequence[Tried]) -> str:

@@ -25,13 +25,17 @@ State = dict[str, Tensor]
 
 
 def small_net(seed: int = 0, width: int = 12) -> nn.Module:
-    layers = (conv(3, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, 4))
-    return seeded(lambda: nn.Sequential(*layers), seed, torch.float32)
+    def make() -> nn.Module:
+        return nn.Sequential(conv(3, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, 4))
+
+    return seeded(make, seed, torch.float32)
 
 
 def linear_net(seed: int = 0) -> nn.Module:
-    layers = (nn.Flatten(), nn.Linear(108, 24), nn.ReLU(), nn.Linear(24, 24), nn.Linear(24, 5))
-    return seeded(lambda: nn.Sequential(*layers), seed, torch.float32)
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(108, 24), nn.ReLU(), nn.Linear(24, 24), nn.Linear(24, 5))
+
+    return seeded(make, seed, torch.float32)
 
 
 def state(model: nn.Module) -> State:
@@ -202,12 +206,12 @@ def test_a_second_measurement_that_does_not_hold_sends_the_model_back() -> None:
 
     def once(model: nn.Module) -> float:
         calls.append(size(model))
-        return 1.0 if calls.count(size(model)) == 1 or size(model) > 0.5 * size(net) else 0.0
+        return 1.0 if calls.count(size(model)) == 1 or size(model) > 0.35 * size(net) else 0.0
 
     result = run(net, once)
     returned = promised(result).returned
     assert returned is not None
-    assert size(result.model) > 0.5 * size(net)
+    assert size(result.model) > 0.35 * size(net)
     assert returned.confirmed == 1.0
     refused = [each for each in promised(result).tried if each.confirmed == 0.0]
     assert refused

@@ -104,6 +104,39 @@ class Choice:
         return tuple(option.describe() for option in self.allocation.shared)
 
 
+@dataclass(frozen=True)
+class Offers:
+    """What there is to choose from, at any budget in the same units.
+
+    Attributes:
+        proposals: The options of every site.
+        joints: The links between them whose channels may be dropped.
+        shares: The bottlenecks that several of them can read.
+        total: Cost of the whole model as it is.
+        reason: What keeps the rest of the model from being rewritten.
+    """
+
+    proposals: tuple[Proposal, ...]
+    joints: tuple[Joint, ...]
+    shares: tuple[Share, ...]
+    total: Cost
+    reason: str
+
+    def find_smallest(self, limits: Mapping[str, int]) -> Cost:
+        """The least that can be reached of some limits; a choice within them where they can be."""
+        return allocate(
+            self.proposals, self.total, limits, contract=False, joints=self.joints, shares=self.shares
+        ).cost  # fmt: skip
+
+    def leave_all(self, like: Choice) -> Choice:
+        """The choice to leave every layer as it is, in place of another choice among these offers."""
+        nothing = replace(
+            like.allocation, chosen=(None,) * len(self.proposals), cost=self.total, loss=0.0, gap=0.0, met=True,
+            kept={}, shared=(), thinned=0,
+        )  # fmt: skip
+        return Choice(self.proposals, nothing, ())
+
+
 def find_ties(subject: Subject, passes: Sequence[AnyPass]) -> Ties:
     """What the passes can use of both; a layer that may share a bottleneck keeps the channels it reads and makes."""
     links, groups = find_droppable(subject, passes), find_shareable(subject, passes)
@@ -133,21 +166,43 @@ def choose_options(
 ) -> Choice:
     """The least predicted change of the output within the limits.
 
+    Raises:
+        BudgetError, PassError: As :func:`allocate` and :func:`propose`.
+    """
+    return choose_among(list_offers(subject, statistics, ties, wish, stages, ranks), wish, stages, ranks)
+
+
+def list_offers(
+    subject: Subject, statistics: Statistics, ties: Ties, wish: Wish, stages: Stages, ranks: Ranks = ALONE
+) -> Offers:
+    """What the passes offer for every layer, whatever the limits.
+
+    Raises:
+        PassError: As :func:`propose`.
+    """
+    proposals, joints, shares = _propose(subject, statistics, ties, wish, stages, ranks)
+    reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
+    return Offers(tuple(proposals), tuple(joints), tuple(shares), subject.traced.cost, reason)
+
+
+def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALONE) -> Choice:
+    """The least predicted change of the output within the limits, from what is offered.
+
     First all options of all layers compete, dropped channels among them. Then the channels that lost are gone, the
     passes look at the narrower layers, and the budget is shared out again among these, which can only do better.
 
     Raises:
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
-    proposals, joints, shares = _propose(subject, statistics, ties, wish, stages, ranks)
-    total = subject.traced.cost
+    proposals, joints, shares, total, reason = (
+        offers.proposals, offers.joints, offers.shares, offers.total, offers.reason,
+    )  # fmt: skip
     with stages.stage("allocate"):
-        reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
         first = allocate(
             proposals, total, wish.limits, contract=wish.contract, reason=reason, joints=joints, shares=shares
         )  # fmt: skip
     if not first.kept:
-        return Choice(tuple(proposals), first, ())
+        return Choice(proposals, first, ())
     dropped = _drop(proposals, joints, first, total, wish, stages, ranks)
     with stages.stage("allocate again"):
         second = allocate(

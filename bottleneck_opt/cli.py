@@ -18,7 +18,7 @@ from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
 from bottleneck_opt.distribution import joined_ranks
-from bottleneck_opt.errors import BottleneckOptError, RanksError
+from bottleneck_opt.errors import BottleneckOptError, BudgetError, RanksError
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
@@ -92,7 +92,9 @@ def optimize_command(
     include: Include = None,
     exclude: Exclude = None,
     evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="How far that metric may drop, such as 0.01: finds the smallest model within.")
+    ] = None,
     recover: Annotated[
         int | None, typer.Option(help="Steps of training towards the original's outputs, without labels, such as 300.")
     ] = None,
@@ -120,9 +122,14 @@ def optimize_command(
         folder = result.save(out)
     if as_json:
         typer.echo(report_json(result))
-        return
-    typer.echo(str(result))
-    typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+    else:
+        typer.echo(str(result))
+        typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+    if result.promise is not None and not result.budget_met:
+        raise BudgetError(
+            f"budget {result.plan.budget}: not met within max_drop={max_drop:g}; the nearest model that keeps it was "
+            f"written to {folder}. Allow a larger drop or budget, or add --recover."
+        )
 
 
 @app.command("calibrate")

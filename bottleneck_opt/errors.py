@@ -5,6 +5,7 @@ The tree::
     BottleneckOptError
     |-- ModelError         what was given as a model cannot be used         (tracing, inputs)
     |-- InputError         an example input or calibration batch is wrong   (inputs, tracing, calibration)
+    |                      or evaluate= or max_drop= is               (evaluating, floor)
     |-- BudgetError        a budget cannot be read or cannot be met         (budget, allocation)
     |-- PassError          a pass is unknown, broken or answers nonsense    (registry, proposing)
     |-- PatternError       include= or exclude= matches nothing             (proposing)

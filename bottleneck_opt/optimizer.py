@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.applying import Rewritten, apply_plan
+from bottleneck_opt.applying import Rewritten
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import measure_statistics, read_statistics
-from bottleneck_opt.choosing import Wish, find_ties
+from bottleneck_opt.carrying import Carried, carry_out
+from bottleneck_opt.choosing import Wish, find_ties, list_offers
 from bottleneck_opt.distribution import ALONE, Ranks
-from bottleneck_opt.errors import BudgetError, InputError, NotAvailableError
+from bottleneck_opt.errors import BudgetError, InputError
+from bottleneck_opt.evaluating import Evaluate, run_evaluate
 from bottleneck_opt.fitting import Fit
+from bottleneck_opt.floor import Floor, check_max_drop
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import GraphView, view_rewritten
-from bottleneck_opt.joint import Joint
-from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.latency import compare_layers, compare_speed
-from bottleneck_opt.outcome import Recovered, Speed, Verification
-from bottleneck_opt.plan import Plan
-from bottleneck_opt.progress import Stages
+from bottleneck_opt.outcome import Speed, Verification
+from bottleneck_opt.progress import Stages, sum_seconds
+from bottleneck_opt.promise import Search, keep_promise, measure_original
+from bottleneck_opt.promise_words import explain_unused, list_promise_notes
 from bottleneck_opt.recipe import Recipe
-from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery, teach
-from bottleneck_opt.recovery.weights import copy_weights
-from bottleneck_opt.refitting import Refitted
+from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.sites import AnyPass, SharingPass
-from bottleneck_opt.skipping import list_skipped
+from bottleneck_opt.skipping import UNUSED, list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.stepping import Seen, choose_in_steps
@@ -46,10 +46,8 @@ from bottleneck_opt.summary import (
     list_notes,
     list_step_notes,
 )
-from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
+from bottleneck_opt.verification import measure_change
 from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
-
-UNKNOWN_DATA = "no calibration= was given beside statistics="
 
 
 def optimize(
@@ -86,8 +84,12 @@ def optimize(
             ``"tucker:steps=4"``. With ``shared`` the model's recorded graph is rewritten, and the result is a
             GraphModule.
         include, exclude: Glob patterns over module paths.
-        evaluate: ``evaluate(model) -> float`` or one score a sample, higher is better; measured before and after.
-        max_drop: Not in this version.
+        evaluate: ``evaluate(model) -> float`` or one score a sample, higher is better; measured before and after. It
+            gets copies: what it does to them does not reach the result.
+        max_drop: How far that metric may drop, in its own units. The smallest model found above that floor is returned
+            or, where a budget is given, the one at the budget or the nearest to it; the original where none holds. A
+            handful of models is made and measured, each trained by ``recover`` where that is given, and the returned
+            one is measured twice. With one score a sample, the lower end of a confidence interval must hold too.
         recover: Steps of training towards the original's outputs, on the calibration data and without labels, or a
             :class:`Recovery`. Weights that do no better on held-out examples are not kept. None trains nothing.
         recipe: Which ingredients of the method to use; None uses all.
@@ -116,8 +118,8 @@ def optimize(
         True
     """
     _check_seed(seed)
-    _check_promise(evaluate=evaluate, max_drop=max_drop)
     recovery = read_recovery(recover, seed=seed)
+    _check_promise(evaluate, max_drop, recovery)
     recipe = recipe or Recipe()
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
@@ -131,6 +133,7 @@ def optimize(
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
             ties = find_ties(subject, chosen)
+        floor = _find_floor(subject, evaluate, max_drop, seed, stages, ranks)
         if statistics is None:
             statistics = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
         else:
@@ -140,54 +143,59 @@ def optimize(
         wish = Wish(chosen, limits, contract, recipe.rounds)
         seen = Seen(subject, statistics, ties, seed, curvature=recipe.curvature)
         fit = Fit(subject, wanted, wish, recipe, seed, stages, ranks)
-        known = not lacks_data(subject, statistics)
-        stepping = choose_in_steps(seen, wish, recipe.steps if known else 1, fit.prepare, stages, ranks)
-        choice = stepping.choice
-        plan, weights = fit.make_plan(choice), fit.fill(choice)
-        refitted, joint = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA)), Joint(skipped=UNKNOWN_DATA)
-        if known:
-            refitted = fit.refit(plan, choice, weights, subject.data)
-            joint = fit_plan(subject, plan, refitted.weights, statistics.scales, recipe, stages)
-        with stages.stage("rewrite"):
-            rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
-        met = _is_met(rewritten.traced.cost, limits, contract=contract)
-        recovered = _recover(subject, rewritten, statistics, recovery, stages)
+        if floor is not None and evaluate is not None:
+            offers = list_offers(subject, statistics, ties, wish, stages, ranks)
+            carried, promise = keep_promise(Search(seen, offers, fit, floor, evaluate, recovery, typed=contract))
+            met = not contract or _is_met(carried.rewritten.traced.cost, limits, contract=False)
+        else:
+            steps = 1 if lacks_data(subject, statistics) else recipe.steps
+            stepping = choose_in_steps(seen, wish, steps, fit.prepare, stages, ranks)
+            carried, promise = carry_out(fit, stepping, statistics, recovery), None
+            met = _is_met(carried.rewritten.traced.cost, limits, contract=contract)
+        plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
-            trained = recovered is not None
-            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, ranks, trained=trained)
+            metrics = _measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
+            verification = _verify(subject, carried, view, statistics, metrics, ranks)
     return Result(
         plan=plan,
         skipped=list_skipped(
-            subject.working, subject.traced, subject.candidates, choice.proposals, choice.allocation.chosen
+            subject.working,
+            subject.traced,
+            subject.candidates,
+            choice.proposals,
+            choice.allocation.chosen,
+            unused=explain_unused(promise) if promise else UNUSED,
         ),
         before=subject.traced,
         after=rewritten.traced,
         verification=verification,
         budget_met=met,
         notes=(
+            *(list_promise_notes(promise, trained=recovery is not None) if promise else ()),
             *list_notes(
                 subject,
                 choice,
-                refitted,
+                carried.refitted,
                 recorded=rewritten.traced.cost,
                 budget=plan.budget,
                 measured=verification.measured_change,
             ),
             *list_data_notes(subject, statistics),
-            *list_step_notes(stepping),
-            *list_joint_notes(joint),
+            *list_step_notes(carried.stepping),
+            *list_joint_notes(carried.joint),
             *view.notes,
-            *(list_recovery_notes(recovered) if recovered else ()),
+            *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
         ),
-        seconds=tuple(stages.seconds),
+        seconds=sum_seconds(stages.seconds),
         provenance=describe_run(subject, plan),
         model=rewritten.model,
         graph_module=view.graph_module,
-        corrections=refitted.corrections,
-        recovery=recovered,
+        corrections=carried.refitted.corrections,
+        recovery=carried.recovered,
         frontier=choice.allocation.frontier,
         curves=choice.curves,
+        promise=promise,
     )
 
 
@@ -200,16 +208,29 @@ def _check_seed(seed: object) -> None:
         raise InputError(f"seed: got {seed!r}; expected a whole number of at most 63 bits. Pass for instance seed=0.")
 
 
-def _check_promise(*, evaluate: Evaluate | None, max_drop: float | None) -> None:
+def _check_promise(evaluate: Evaluate | None, max_drop: float | None, recovery: Recovery | None) -> None:
     if evaluate is not None and not callable(evaluate):
         raise InputError(
             f"evaluate: got {type(evaluate).__name__}; expected a function of a model. Pass evaluate(model) -> float."
         )
-    if max_drop is not None:
-        raise NotAvailableError(
-            "max_drop: this version does not search for the smallest model above a floor. "
-            "Pass evaluate= and read result.verification.metric_before and metric_after."
+    if max_drop is None:
+        return
+    check_max_drop(max_drop, measurable=evaluate is not None)
+    if recovery is not None and recovery.checkpoint is not None:
+        raise InputError(
+            f"recover: got checkpoint={str(recovery.checkpoint)!r} with max_drop=, which trains every model it tries; "
+            "expected no checkpoint, which belongs to one model. Leave it out."
         )
+
+
+def _find_floor(
+    subject: Subject, evaluate: Evaluate | None, max_drop: float | None, seed: int, stages: Stages, ranks: Ranks
+) -> Floor | None:
+    """What the original's metric may drop to; measured before anything else, so that a fault in evaluate shows soon."""
+    if evaluate is None or max_drop is None:
+        return None
+    with stages.stage("evaluate"):
+        return Floor(measure_original(subject, evaluate, seed, ranks).scores, float(max_drop), seed)
 
 
 def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:
@@ -223,36 +244,26 @@ def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> boo
     return not over
 
 
-def _recover(
-    subject: Subject, rewritten: Rewritten, statistics: Statistics, recovery: Recovery | None, stages: Stages
-) -> Recovered | None:
-    """Train the rewritten model; its working copy takes the values over as the model's precision rounds them."""
-    if recovery is None:
-        return None
-    with stages.stage("recover", total=recovery.steps) as shown:
-        recovered = teach(
-            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, shown=shown
-        )
-    if recovered.accepted:
-        copy_weights(rewritten.model, rewritten.working)
-    return recovered
+def _measure_metric(
+    subject: Subject, rewritten: Rewritten, evaluate: Evaluate | None
+) -> tuple[float | None, float | None]:
+    if evaluate is None:
+        return None, None
+    before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before")
+    return before, run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after")
 
 
 def _verify(
     subject: Subject,
-    rewritten: Rewritten,
-    plan: Plan,
+    carried: Carried,
     view: GraphView,
     statistics: Statistics,
-    evaluate: Evaluate | None,
+    metrics: tuple[float | None, float | None],
     ranks: Ranks,
-    *,
-    trained: bool,
 ) -> Verification:
+    plan, rewritten, trained = carried.plan, carried.rewritten, carried.recovered is not None
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
     speed = ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps]))
-    before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None
-    after = run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after") if evaluate else None
     return Verification(
         data=f"{subject.data.description} (the ones used for fitting{' and recovery' if trained else ''})",
         examples=subject.data.examples,
@@ -262,8 +273,8 @@ def _verify(
         agreement=change.agreement,
         graph_difference=view.difference,
         speed=speed,
-        metric_before=before,
-        metric_after=after,
+        metric_before=metrics[0],
+        metric_after=metrics[1],
         checks=list_checks(plan, rewritten.traced, view),
     )
 

@@ -184,6 +184,71 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A model that was measured on the way to the smallest one above the floor.
+
+    Attributes:
+        budget: The limits it was made for, as they may be typed.
+        macs, params: What it costs, as recorded.
+        metric: What ``evaluate`` returned, the mean where it returned one score a sample; None where it returned
+            nothing that can be used.
+        worst: With one score a sample, the metric that is surely reached: the lower end of an interval. Else None.
+        held: Whether it was above the floor, each time that it was measured.
+        reason: Why nothing was measured; empty where something was.
+        confirmed: The second measurement, of the model that was to be returned; None for the others.
+        returned: Whether this is the model of the result.
+    """
+
+    budget: str
+    macs: int
+    params: int
+    metric: float | None
+    worst: float | None
+    held: bool
+    reason: str = ""
+    confirmed: float | None = None
+    returned: bool = False
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What came of the search for the smallest model whose metric drops by no more than was allowed.
+
+    Attributes:
+        max_drop: How far it may drop.
+        metric: The original's.
+        samples: How many scores ``evaluate`` returned.
+        smallest_wanted: No budget was typed, so that the smallest model was searched for.
+        tried: Every model that was measured, in that order. Where none is marked as returned, the original is.
+        evaluations: Calls of ``evaluate``, that of the original included.
+        reason: In a sentence, why this model was returned.
+    """
+
+    max_drop: float
+    metric: float
+    samples: int
+    smallest_wanted: bool
+    tried: tuple[Tried, ...]
+    evaluations: int
+    reason: str
+
+    @property
+    def floor(self) -> float:
+        """The lowest metric that is accepted."""
+        return self.metric - self.max_drop
+
+    @property
+    def measured(self) -> tuple[float, float | None]:
+        """The metric before and after, the last measurement of the model that is returned."""
+        return self.metric, self.metric if self.returned is None else self.returned.confirmed
+
+    @property
+    def returned(self) -> Tried | None:
+        """The model of the result; None where that is the original."""
+        return next((each for each in self.tried if each.returned), None)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The numbers and graphs of one optimisation.
 
@@ -200,6 +265,7 @@ class Outcome:
         recovery: What training did, the last time; None where it was not asked for.
         frontier: The least predicted loss at several costs of the whole model, cheapest first; before refitting.
         curves: For rewritten layers, what other ranks would have lost.
+        promise: What the search above a floor tried; None where there was no ``max_drop``.
     """
 
     plan: Plan
@@ -215,3 +281,4 @@ class Outcome:
     recovery: Recovered | None
     frontier: tuple[Tradeoff, ...] = field(default=(), kw_only=True)
     curves: tuple[Curve, ...] = field(default=(), kw_only=True)
+    promise: Promise | None = field(default=None, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,6 +57,11 @@ class Stages:
             yield shown
         self.seconds.append((name, time.perf_counter() - started))
 
+    def announce(self, text: str) -> None:
+        """Say something between two stages."""
+        if self.shown:
+            print(text, file=sys.stderr, flush=True)
+
     @contextmanager
     def _display(self, name: str, total: int) -> Iterator[Shown]:
         if not self.shown:
@@ -71,6 +76,14 @@ class Stages:
             started = time.perf_counter()
             yield Shown(tell=lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True))
             print(f"{name}: done in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def sum_seconds(seconds: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """How long each stage took in all, where some were run several times, in the order they were first run."""
+    total: dict[str, float] = {}
+    for name, taken in seconds:
+        total[name] = total.get(name, 0.0) + taken
+    return tuple(total.items())
 
 
 def _bar() -> Progress:

@@ -14,16 +14,18 @@ from bottleneck_opt.outcome import Skipped
 from bottleneck_opt.proposing import Priced, Proposal
 from bottleneck_opt.sites import Skip
 
+UNUSED = Skip("not needed to meet the budget: others lose less", "a smaller budget may reach it")
+
 
 def list_skipped(
     working: nn.Module, traced: Traced, candidates: Candidates, proposals: Sequence[Proposal],
-    chosen: Sequence[Priced | None],
+    chosen: Sequence[Priced | None], *, unused: Skip = UNUSED,
 ) -> tuple[Skipped, ...]:  # fmt: skip
-    """Everything left alone, largest share of the model's MACs first."""
+    """Everything left alone, largest share of the model's MACs first; ``unused`` says why where it need not be."""
     reasons: dict[str, tuple[Skip, tuple[str, ...]]] = {path: (skip, ()) for path, skip in candidates.refused.items()}
     for proposal, option in zip(proposals, chosen, strict=True):
         if option is None and proposal.site.whole is None:
-            reasons[proposal.site.path] = _why_not(proposal)
+            reasons[proposal.site.path] = _why_not(proposal, unused)
     skipped = [_skipped(working, traced, path, *reason) for path, reason in reasons.items()]
     skipped += _list_functions(working, traced)
     return tuple(sorted(skipped, key=lambda each: (-each.share, each.path)))
@@ -70,12 +72,9 @@ def main_reasons(
     return f"Left alone, by share of the MACs: {'; '.join(parts)}."
 
 
-def _why_not(proposal: Proposal) -> tuple[Skip, tuple[str, ...]]:
+def _why_not(proposal: Proposal, unused: Skip = UNUSED) -> tuple[Skip, tuple[str, ...]]:
     if proposal.options:
-        reason = "not needed to meet the budget: others lose less"
-        return Skip(reason, "a smaller budget may reach it"), tuple(
-            dict.fromkeys(o.pass_name for o in proposal.options)
-        )
+        return unused, tuple(dict.fromkeys(option.pass_name for option in proposal.options))
     if not proposal.skips:
         return Skip(f"no chosen pass handles a {proposal.site.layer.label}", "add a pass with passes="), ()
     texts = dict.fromkeys(skip.reason for _, skip in proposal.skips)

@@ -26,7 +26,7 @@ from torch import nn
 from bottleneck_opt.calibrating import choose_sampling
 from bottleneck_opt.calibration import collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
-from bottleneck_opt.choosing import Choice, Ties, Wish, choose_options
+from bottleneck_opt.choosing import Choice, Offers, Ties, Wish, choose_among, choose_options, list_offers
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joint.fitting import HELD_OUT, split_data
@@ -88,7 +88,10 @@ class Seen:
 NO_TIES = Ties(Links((), {}), Groups((), {}))
 
 
-def choose_in_steps(seen: Seen, wish: Wish, steps: int, build: Build, stages: Stages, ranks: Ranks = ALONE) -> Stepping:
+def choose_in_steps(
+    seen: Seen, wish: Wish, steps: int, build: Build, stages: Stages, ranks: Ranks = ALONE,
+    offers: Offers | None = None,
+) -> Stepping:  # fmt: skip
     """The choice for the budget, by way of milder ones.
 
     Args:
@@ -98,11 +101,14 @@ def choose_in_steps(seen: Seen, wish: Wish, steps: int, build: Build, stages: St
         build: Makes a rewritten working copy.
         stages: Shows the progress.
         ranks: Who shares the work of choosing.
+        offers: What the passes offer for the original, where that is known already.
 
     Raises:
         BudgetError, PassError: As :func:`choose_options`.
     """
-    choice = choose_options(seen.subject, seen.statistics, seen.ties, wish, stages, ranks)
+    if offers is None:
+        offers = list_offers(seen.subject, seen.statistics, seen.ties, wish, stages, ranks)
+    choice = choose_among(offers, wish, stages, ranks)
     if steps == 1 or not choice.changed:
         return Stepping(choice)
     obstacle = _find_obstacle(seen)

@@ -1,9 +1,9 @@
-"""Measure what the rewriting did: outputs, speed, metric, and that every new layer is really used."""
+"""Measure what the rewriting did to the outputs, and that every new layer is really used."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ from bottleneck_opt.errors import InputError, RewriteError
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.statistics import OutputScale
-
-Evaluate = Callable[[nn.Module], Any]
 
 
 @dataclass(frozen=True)
@@ -131,40 +129,3 @@ def check_calls(after: nn.Module, plan: Plan, expected: dict[str, int], run: Cal
                 f"'{path}' was called {calls[path]} times, its layer {expected[old]} times: the model reaches "
                 f"'{old}' by a reference outside the module tree, or acts on its type. Use exclude='{old}'."
             )
-
-
-def run_evaluate(evaluate: Evaluate, model: nn.Module, which: str) -> float:
-    """What the user's ``evaluate(model)`` says, the mean of it when it returns one score a sample.
-
-    Raises:
-        InputError: It failed or returned no finite number.
-    """
-    answer = _ask(evaluate, model, which)
-    scores = _scores(answer)
-    if not scores or not all(torch.isfinite(torch.tensor(scores, dtype=torch.float64))):
-        shown = repr(answer) if len(repr(answer)) < 80 else type(answer).__name__
-        raise InputError(
-            f"evaluate: returned {shown} for the model {which}; expected a finite number, or one for each sample. "
-            "Return a float, higher is better."
-        )
-    return sum(scores) / len(scores)
-
-
-def _ask(evaluate: Evaluate, model: nn.Module, which: str) -> Any:
-    try:
-        return evaluate(model)
-    except Exception as error:  # the user's own code
-        raise InputError(
-            f"evaluate: failed on the model {which}: {type(error).__name__}: {error}. "
-            "Pass a function that takes the model and returns a float, higher is better."
-        ) from error
-
-
-def _scores(answer: Any) -> list[float]:
-    if isinstance(answer, Tensor):
-        return [float(value) for value in answer.detach().flatten().cpu()]
-    try:
-        values = list(answer) if isinstance(answer, Iterable) else [answer]
-        return [] if any(isinstance(value, str) for value in values) else [float(value) for value in values]
-    except (TypeError, ValueError):  # not numbers: the caller says so
-        return []

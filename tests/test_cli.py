@@ -24,6 +24,9 @@ def net():
 def score(model):
     return 0.5
 
+def count_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
 def score_badly(model):
     raise ValueError("first line\\n\\x1b[31msecond line\\x1b[0m")
 
@@ -183,7 +186,7 @@ def test_passes_prints_options_and_versions(capsys: pytest.CaptureFixture[str]) 
             "pass 'tucker': got the option 'step'; expected one of steps. Did you mean 'steps'?",
         ),
         (["optimize", "NET:net", "--input", "1x3x8x8", "--exclude", "head*"], "matches none"),
-        (["optimize", "NET:net", "--max-drop", "0.01"], "does not search for the smallest model"),
+        (["optimize", "NET:net", "--max-drop", "0.01"], "max_drop: got 0.01 without evaluate=; expected a function"),
         (["optimize", "NET:net", "--recover", "0"], "expected a number of training steps, at least 1"),
         (["draw", "NET:net", "--input", "1x3x8x8", "-o", "net.gif"], "expected one of .svg"),
     ],
@@ -246,3 +249,24 @@ def test_a_missing_zoo_is_to_be_installed_and_a_broken_one_is_to_match_torch(
     monkeypatch.setattr(sys, "path_importer_cache", {})
     assert run("profile", "torchvision:resnet18") == 1
     assert "torchvision is not installed. Install it: pip install torchvision" in capsys.readouterr().err
+
+
+def test_a_promise_that_cannot_meet_the_budget_ends_with_one_and_still_writes_the_model(
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("optimize", net, "--input", "1x3x8x8", "--max-drop", "0.1", "--out", tmp_path / "o")
+    sized = net.replace(":net", ":count_parameters")
+    assert run(*arguments, "--evaluate", sized, "--budget", "0.2") == 1
+    printed = capsys.readouterr()
+    assert "budget macs=0.2: NOT met" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: budget macs=0.2: not met within max_drop=0.1; the nearest")
+    found = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
+    assert (found["headline"]["budget_met"], found["headline"]["layers_changed"]) == (False, 0)
+
+
+def test_a_promise_finds_the_smallest_model(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("optimize", net, "--input", "1x3x8x8", "--max-drop", "0", "--json", "--out", tmp_path / "o")
+    assert run(*arguments, "--evaluate", net.replace(":net", ":score")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["headline"]["macs"]["ratio"] < 0.2
+    assert [each["metric"] for each in found["promise"]["tried"]] == [0.5] * len(found["promise"]["tried"])

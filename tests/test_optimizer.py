@@ -429,7 +429,6 @@ def test_an_evaluation_that_is_no_function_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_drop": 0.01}, "^max_drop: this version does not search"),
         ({"budget": "latency=0.7ms"}, "^budget latency=0.7ms: this version limits macs and params only"),
         ({"budget": {"memory": "50MB"}}, "^budget memory=50MB: this version limits macs and params only"),
     ],

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.errors import InputError, RewriteError
+from bottleneck_opt.evaluating import run_evaluate
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.statistics import OutputScale
-from bottleneck_opt.verification import measure_change, run_evaluate
+from bottleneck_opt.verification import measure_change
 from tests.networks import Computes, noise
 
 X = noise(6, 4)

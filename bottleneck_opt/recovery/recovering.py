@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, read_calibration
 from bottleneck_opt.errors import InputError
+from bottleneck_opt.evaluating import Evaluate, run_evaluate
 from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.outcome import Recovered, Verification
@@ -23,7 +24,7 @@ from bottleneck_opt.rewriting import check_plan_fits
 from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.summary import list_checks
 from bottleneck_opt.tracing import runs_on
-from bottleneck_opt.verification import Evaluate, measure_change, run_evaluate
+from bottleneck_opt.verification import measure_change
 from bottleneck_opt.working_copy import (
     copy_model,
     model_device,

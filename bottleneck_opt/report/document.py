@@ -33,6 +33,7 @@ def report_json(outcome: Outcome) -> str:
         "skipped": [dataclasses.asdict(entry) for entry in outcome.skipped],
         "corrections": [dataclasses.asdict(entry) for entry in outcome.corrections],
         "recovery": _recovery(outcome),
+        "promise": _promise(outcome),
         "notes": list(outcome.notes),
         "provenance": {**dataclasses.asdict(outcome.provenance), "versions": dict(outcome.provenance.versions)},
         "seconds": [{"stage": stage, "seconds": seconds} for stage, seconds in outcome.seconds],
@@ -62,6 +63,11 @@ def _headline(outcome: Outcome) -> dict[str, Any]:
 def _recovery(outcome: Outcome) -> dict[str, Any] | None:
     found = outcome.recovery
     return None if found is None else {**dataclasses.asdict(found), "accepted": found.accepted}
+
+
+def _promise(outcome: Outcome) -> dict[str, Any] | None:
+    found = outcome.promise
+    return None if found is None else {**dataclasses.asdict(found), "floor": found.floor}
 
 
 def _pair(before: float, after: float) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, macs_text, share_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import headline, layers_changed, list_numbers
 from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers
@@ -13,7 +13,9 @@ _PATH_LIMIT = 40
 
 def render_text(outcome: Outcome) -> str:
     """The outcome as a compact table of at most 110 columns, without colours."""
-    sections = [_head(outcome), _layers(outcome), _dropped(outcome), _skipped(outcome), _notes(outcome)]
+    sections = [
+        _head(outcome), _tried(outcome), _layers(outcome), _dropped(outcome), _skipped(outcome), _notes(outcome),
+    ]  # fmt: skip
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -31,7 +33,32 @@ def _head(outcome: Outcome) -> list[str]:
 
 
 def _budget_words(outcome: Outcome) -> str:
+    promise = outcome.promise
+    if promise is not None and promise.smallest_wanted:
+        return f"{'smallest' if promise.returned else 'only the original is'} within max_drop {promise.max_drop:g}"
     return f"budget {outcome.plan.budget}: {'met' if outcome.budget_met else 'NOT met'}"
+
+
+def _tried(outcome: Outcome) -> list[str]:
+    promise = outcome.promise
+    if promise is None or not promise.tried:
+        return []
+    whole = outcome.before.cost.macs
+    rows = [
+        [
+            each.budget, f"{macs_text(each.macs)} ({each.macs / max(whole, 1):.1%})", _metric(each.metric),
+            "-" if each.metric is None else f"{each.metric - promise.metric:+.4g}", _metric(each.confirmed),
+            "yes, returned" if each.returned else "yes" if each.held else "no", _metric(each.worst),
+        ]
+        for each in promise.tried
+    ]  # fmt: skip
+    columns = 6 if promise.samples == 1 else 7
+    header = ["tried, at most", "MACs", "metric", "change", "again", f"at least {promise.floor:.4g}", "surely at least"]
+    return format_table(header[:columns], [row[:columns] for row in rows], right="lrrrrlr")
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _layers(outcome: Outcome) -> list[str]:

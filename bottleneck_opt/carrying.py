@@ -1,0 +1,83 @@
+"""From a choice to the finished model: filled in, refitted, fitted together, rewritten and, when asked for, trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bottleneck_opt.applying import Rewritten, apply_plan
+from bottleneck_opt.choosing import Choice
+from bottleneck_opt.fitting import Fit
+from bottleneck_opt.joint import Joint
+from bottleneck_opt.joint.stage import fit_plan
+from bottleneck_opt.outcome import Recovered
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.recovery import Recovery, teach
+from bottleneck_opt.recovery.weights import copy_weights
+from bottleneck_opt.refitting import Refitted
+from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Stepping
+from bottleneck_opt.summary import lacks_data
+
+UNKNOWN_DATA = "no calibration= was given beside statistics="
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A choice that was carried out.
+
+    Attributes:
+        stepping: How it was come to.
+        plan: What was replaced.
+        refitted: What fitting each layer again did.
+        joint: What fitting all of them together did.
+        rewritten: The model.
+        recovered: What training did; None where it was not asked for or there was nothing to train back.
+    """
+
+    stepping: Stepping
+    plan: Plan
+    refitted: Refitted
+    joint: Joint
+    rewritten: Rewritten
+    recovered: Recovered | None
+
+    @property
+    def choice(self) -> Choice:
+        """The choice."""
+        return self.stepping.choice
+
+
+def carry_out(fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Recovery | None) -> Carried:
+    """The model of a choice with everything that was done to it.
+
+    Args:
+        fit: What to fit with.
+        stepping: The choice.
+        statistics: What calibration saw of the original.
+        recovery: How to train the model; None leaves it as it was fitted.
+
+    Raises:
+        RewriteError: The model does not use the new layers as it used the old.
+    """
+    subject, choice = fit.subject, stepping.choice
+    plan, weights = fit.make_plan(choice), fit.fill(choice)
+    refitted, joint = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA)), Joint(skipped=UNKNOWN_DATA)
+    if not lacks_data(subject, statistics):
+        refitted = fit.refit(plan, choice, weights, subject.data)
+        joint = fit_plan(subject, plan, refitted.weights, statistics.scales, fit.recipe, fit.stages)
+    with fit.stages.stage("rewrite"):
+        rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
+    recovered = None if recovery is None else _recover(fit, rewritten, statistics, recovery)
+    return Carried(stepping, plan, refitted, joint, rewritten, recovered)
+
+
+def _recover(fit: Fit, rewritten: Rewritten, statistics: Statistics, recovery: Recovery) -> Recovered:
+    """Train the rewritten model; its working copy takes the values over as the model's precision rounds them."""
+    subject = fit.subject
+    with fit.stages.stage("recover", total=recovery.steps) as shown:
+        recovered = teach(
+            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, shown=shown
+        )
+    if recovered.accepted:
+        copy_weights(rewritten.model, rewritten.working)
+    return recovered

@@ -94,6 +94,14 @@ def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
     )
 
 
+def budget_words(outcome: Outcome) -> str:
+    """What was asked for and whether it was reached: ``budget macs=0.5: met``."""
+    promise = outcome.promise
+    if promise is not None and promise.smallest_wanted:
+        return f"{'smallest' if promise.returned else 'only the original is'} within max_drop {promise.max_drop:g}"
+    return f"budget {outcome.plan.budget}: {'met' if outcome.budget_met else 'NOT met'}"
+
+
 def layers_changed(outcome: Outcome) -> str:
     """How many of the layers that were looked at were rewritten: ``2 of 7``."""
     changed = len(outcome.plan.steps)

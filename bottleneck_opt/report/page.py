@@ -20,12 +20,12 @@ from bottleneck_opt.diagrams.union import picture_outcome
 from bottleneck_opt.diagrams.wording import CHANGE_MEANING, count_text, macs_text, share_text, times_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.document import report_json
-from bottleneck_opt.report.facts import headline, layers_changed, list_numbers, visible_text
+from bottleneck_opt.report.facts import budget_words, headline, layers_changed, list_numbers, visible_text
 from bottleneck_opt.report.figure import make_figure
 from bottleneck_opt.report.palette import HEAT, heat_styles
 from bottleneck_opt.report.places import Place, describe_places, list_places
 from bottleneck_opt.report.plots import NOTHING, plot_costs, plot_curve, plot_frontier, plot_ranks
-from bottleneck_opt.report.rows import group_skipped, list_dropped, list_layers
+from bottleneck_opt.report.rows import group_skipped, list_dropped, list_layers, list_tried
 from bottleneck_opt.report.strip import draw_strip, make_strip
 
 _STYLES = ("theme.css", "page.css", "figure.css", "print.css")
@@ -84,6 +84,8 @@ def _context(outcome: Outcome, svg: str | None) -> dict[str, Any]:
         "style_hash": _hash(style),
         "script_hash": _hash(script),
         "headline": headline(outcome),
+        "asked": visible_text(budget_words(outcome)),
+        "tried": list_tried(outcome),
         "numbers": list_numbers(outcome),
         "change_meaning": CHANGE_MEANING,
         "changed": layers_changed(outcome),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bottleneck_opt.diagrams.wording import change_text, count_text, loss_text, milliseconds_text
+from bottleneck_opt.diagrams.wording import change_text, count_text, loss_text, macs_text, milliseconds_text
 from bottleneck_opt.outcome import Outcome, Skipped
 from bottleneck_opt.plan import Sharing, Step
 
@@ -185,3 +185,26 @@ def _layer_row(step: Step, whole: float, error: float | None, time: tuple[float,
             **({} if time is None else {"time": time[0] - time[1]}),
         },
     )
+
+
+def list_tried(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Column names and a row for each model that was measured on the way to the smallest one above the floor."""
+    promise = outcome.promise
+    if promise is None:
+        return [], []
+    whole = max(outcome.before.cost.macs, 1)
+    rows = [
+        [
+            each.budget, f"{macs_text(each.macs)} ({each.macs / whole:.1%})", _metric(each.metric),
+            "-" if each.metric is None else f"{each.metric - promise.metric:+.4g}", _metric(each.confirmed),
+            "yes, returned" if each.returned else "yes" if each.held else "no", _metric(each.worst),
+        ]
+        for each in promise.tried
+    ]  # fmt: skip
+    columns = 6 if promise.samples == 1 else 7
+    header = ["tried, at most", "MACs", "metric", "change", "again", f"at least {promise.floor:.4g}", "surely at least"]
+    return header[:columns], [row[:columns] for row in rows]
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, macs_text, share_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
-from bottleneck_opt.report.facts import headline, layers_changed, list_numbers
-from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers
+from bottleneck_opt.report.facts import budget_words, headline, layers_changed, list_numbers
+from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers, list_tried
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 
 _PATH_LIMIT = 40
@@ -21,7 +21,7 @@ def render_text(outcome: Outcome) -> str:
 
 def _head(outcome: Outcome) -> list[str]:
     rows = [[n.name, n.before, n.after, n.change, n.note] for n in list_numbers(outcome)]
-    rows.append(["layers changed", "", layers_changed(outcome), "", _budget_words(outcome)])
+    rows.append(["layers changed", "", layers_changed(outcome), "", budget_words(outcome)])
     title = elide_middle(ascii_text(outcome.provenance.model), WIDTH)
     table = format_table(["", "before", "after", "change", ""], rows, right="lrrrl")
     return [
@@ -32,33 +32,9 @@ def _head(outcome: Outcome) -> list[str]:
     ]
 
 
-def _budget_words(outcome: Outcome) -> str:
-    promise = outcome.promise
-    if promise is not None and promise.smallest_wanted:
-        return f"{'smallest' if promise.returned else 'only the original is'} within max_drop {promise.max_drop:g}"
-    return f"budget {outcome.plan.budget}: {'met' if outcome.budget_met else 'NOT met'}"
-
-
 def _tried(outcome: Outcome) -> list[str]:
-    promise = outcome.promise
-    if promise is None or not promise.tried:
-        return []
-    whole = outcome.before.cost.macs
-    rows = [
-        [
-            each.budget, f"{macs_text(each.macs)} ({each.macs / max(whole, 1):.1%})", _metric(each.metric),
-            "-" if each.metric is None else f"{each.metric - promise.metric:+.4g}", _metric(each.confirmed),
-            "yes, returned" if each.returned else "yes" if each.held else "no", _metric(each.worst),
-        ]
-        for each in promise.tried
-    ]  # fmt: skip
-    columns = 6 if promise.samples == 1 else 7
-    header = ["tried, at most", "MACs", "metric", "change", "again", f"at least {promise.floor:.4g}", "surely at least"]
-    return format_table(header[:columns], [row[:columns] for row in rows], right="lrrrrlr")
-
-
-def _metric(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    header, rows = list_tried(outcome)
+    return format_table(header, rows, right="lrrrrlr") if rows else []
 
 
 def _layers(outcome: Outcome) -> list[str]:

@@ -160,7 +160,7 @@ def test_a_missed_budget_and_missing_numbers_are_handled() -> None:
     outcome = residual_outcome({}, skipped=())
     verification = replace(outcome.verification, speed=None, metric_before=None, agreement=None, checks=())
     text = page(replace(outcome, verification=verification, budget_met=False, seconds=(), notes=())).text
-    assert "not met" in text
+    assert "NOT met" in text
     assert "No layer was rewritten" in text
 
 

@@ -25,10 +25,12 @@ from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.tracing import trace
+from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
 
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
     "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery", "Result", "RewriteError", "Statistics",
-    "Traced", "__version__", "calibrate", "draw", "load", "optimize", "profile", "recover", "to_graph_module", "trace",
+    "Traced", "__version__", "apply", "calibrate", "draw", "load", "optimize", "profile", "recover", "to_graph_module",
+    "trace",
 ]  # fmt: skip

@@ -22,7 +22,9 @@ from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
+from bottleneck_opt.result import Result
 from bottleneck_opt.sources import find_function, find_model, one_line, read_calibration_file, read_shape
+from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
 
 app = typer.Typer(
@@ -51,6 +53,8 @@ Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
     str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
 ]
+Passes = Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")]
+Evaluate = Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
@@ -82,10 +86,10 @@ def optimize_command(
         Path | None, typer.Option(help="File that the calibrate command wrote: the data is not looked at again.")
     ] = None,
     budget: BudgetText = None,
-    passes: Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")] = None,
+    passes: Passes = None,
     include: Include = None,
     exclude: Exclude = None,
-    evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
+    evaluate: Evaluate = None,
     max_drop: Annotated[float | None, typer.Option(help="Not in this version.")] = None,
     recover: Annotated[
         int | None, typer.Option(help="Steps of training towards the original's outputs, without labels, such as 300.")
@@ -111,12 +115,7 @@ def optimize_command(
         )  # fmt: skip
         if not ranks.is_first:
             return
-        folder = result.save(out)
-    if as_json:
-        typer.echo(report_json(result))
-        return
-    typer.echo(str(result))
-    typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+    _write_result(result, out, as_json=as_json)
 
 
 @app.command("calibrate")
@@ -148,6 +147,44 @@ def calibrate_command(
             typer.echo(
                 f"{len(statistics.layers)} layers, {statistics.examples} examples; written to {statistics.save(out)}"
             )
+
+
+@app.command("apply")
+def apply_command(
+    plan: Annotated[Path, typer.Argument(help="The plan.json that optimize wrote, or its folder.")],
+    model: Model,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    calibration: Calibration = None,
+    calibration_limit: Limit = 256,
+    passes: Passes = None,
+    evaluate: Evaluate = None,
+    out: Out = Path("out"),
+    memory: Memory = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(help="Of noise and sampling. Default: the plan's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry the same plan out on other weights of the model, such as those of a later training."""
+    result = apply(
+        plan,
+        find_model(model, weights),
+        None if input_shape is None else read_shape(input_shape),
+        calibration=None if calibration is None else read_calibration_file(calibration),
+        calibration_limit=calibration_limit, passes=None if passes is None else passes.split(","),
+        evaluate=None if evaluate is None else find_function(evaluate), memory=memory, device=device, seed=seed,
+        progress=not as_json,
+    )  # fmt: skip
+    _write_result(result, out, as_json=as_json)
+
+
+def _write_result(result: Result, out: Path, *, as_json: bool) -> None:
+    folder = result.save(out)
+    if as_json:
+        typer.echo(report_json(result))
+        return
+    typer.echo(str(result))
+    typer.echo(f"written to {folder}; open {folder / 'report.html'}")
 
 
 @app.command("profile")

@@ -153,7 +153,7 @@ def optimize(
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
             trained = recovered is not None
-            verification = _verify(subject, rewritten, plan, view, statistics, evaluate, ranks, trained=trained)
+            verification = verify(subject, rewritten, plan, view, statistics, evaluate, ranks, trained=trained)
     return Result(
         plan=plan,
         skipped=list_skipped(
@@ -234,7 +234,7 @@ def _recover(
     return recovered
 
 
-def _verify(
+def verify(
     subject: Subject,
     rewritten: Rewritten,
     plan: Plan,
@@ -245,6 +245,7 @@ def _verify(
     *,
     trained: bool,
 ) -> Verification:
+    """Compare outputs, speed and the caller's metric of the model before and after."""
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
     speed = ranks.run_alone(lambda: _time_both(subject, rewritten))
     before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before") if evaluate else None

@@ -18,8 +18,10 @@ from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
 from bottleneck_opt.distribution import joined_ranks
 from bottleneck_opt.errors import BottleneckOptError, RanksError
+from bottleneck_opt.exporting import export
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
+from bottleneck_opt.reading import load_saved
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
 from bottleneck_opt.result import Result
@@ -53,6 +55,7 @@ Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
     str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
 ]
+Saved = Annotated[Path, typer.Argument(help="The folder that optimize wrote.")]
 Passes = Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")]
 Evaluate = Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
@@ -185,6 +188,23 @@ def _write_result(result: Result, out: Path, *, as_json: bool) -> None:
         return
     typer.echo(str(result))
     typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+
+
+@app.command("export")
+def export_command(
+    folder: Saved,
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx or .pt2.")] = Path("model.onnx"),
+    input_shape: Shape = None,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="As many examples as --input has.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators. Default: torch's.")] = None,
+    check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write a saved result as one file that ONNX Runtime or torch runs; the file is run and compared first."""
+    loaded, example = load_saved(folder, find_model(model), input_shape)
+    written = export(loaded, example, output, dynamic_batch=not fixed_batch, opset=opset, check=check)
+    typer.echo(json.dumps(asdict(written), indent=2, default=str) if as_json else str(written))
 
 
 @app.command("profile")

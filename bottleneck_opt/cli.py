@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bottleneck_opt.calibrating import calibrate
+from bottleneck_opt.checking import check_limits, measure_again, read_limit, render_verdicts, verdicts_json
 from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
 from bottleneck_opt.distribution import joined_ranks
@@ -21,7 +22,7 @@ from bottleneck_opt.errors import BottleneckOptError, RanksError
 from bottleneck_opt.exporting import export
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
-from bottleneck_opt.reading import load_saved
+from bottleneck_opt.reading import load_saved, read_report
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
 from bottleneck_opt.result import Result
@@ -205,6 +206,32 @@ def export_command(
     loaded, example = load_saved(folder, find_model(model), input_shape)
     written = export(loaded, example, output, dynamic_batch=not fixed_batch, opset=opset, check=check)
     typer.echo(json.dumps(asdict(written), indent=2, default=str) if as_json else str(written))
+
+
+@app.command("check")
+def check_command(
+    folder: Saved,
+    max_macs: Annotated[str | None, typer.Option(help="Share of the original such as 0.5, or 2G.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Share of the original such as 0.5, or 10M.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Share of the original's time such as 0.8, or 0.7ms.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Of the metric, in its own units, such as 0.01.")] = None,
+    max_change: Annotated[str | None, typer.Option(help="Of the output, squared, of its variance.")] = None,
+    measure: Annotated[str | None, typer.Option(help="MODEL: time it and the result again, on this machine.")] = None,
+    input_shape: Shape = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a saved result to limits; the exit code is 1 when one is broken or has nothing to compare with."""
+    typed = {"macs": max_macs, "params": max_params, "latency": max_latency, "drop": max_drop, "change": max_change}
+    limits = [read_limit(name, text) for name, text in typed.items() if text is not None]
+    if not limits:
+        raise typer.BadParameter("nothing is limited; give for instance --max-macs 0.5")
+    report = read_report(folder)
+    if measure is not None:
+        report = measure_again(report, folder, find_model(measure), input_shape)
+    verdicts = check_limits(report, limits)
+    typer.echo(verdicts_json(verdicts) if as_json else render_verdicts(verdicts))
+    if not all(each.passed for each in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command("profile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 
 LEFT = Skip("the plan leaves it as it is", "run optimize for a plan made for these weights")
+P = TypeVar("P")
 _OTHER = "Pass a model built as the one that the plan was made for, or run optimize on this one."
 
 
@@ -124,8 +126,9 @@ def follow(
     _check_reached(sites.values())
     selections = tuple(_renew(each, course.links[each.consumer], sites[each.consumer]) for each in plan.selections)
     narrowed = {path: _narrow(site, plan) for path, site in sites.items()}
-    named = {each.name: each for each in passes}
-    shared = tuple(_share(each, narrowed, named) for each in plan.sharings)
+    named = {each.name: each for each in passes if isinstance(each, Pass)}
+    sharing = {each.name: each for each in passes if isinstance(each, SharingPass)}
+    shared = tuple(_share(each, narrowed, sharing) for each in plan.sharings)
     members = {path: p for one in shared for path, p in zip(one.members, one.options, strict=True)}
     steps = {step.path: step for step in plan.steps}
     chosen: list[Priced | None] = []
@@ -164,11 +167,11 @@ def _renew(selection: Selection, link: Link, consumer: Site) -> Selection:
     return replace(selection, between=link.between, saved=saved, predicted_loss=lost)
 
 
-def _find_option(site: Site, step: Step, passes: Mapping[str, AnyPass]) -> Priced | None:
+def _find_option(site: Site, step: Step, passes: Mapping[str, Pass]) -> Priced | None:
     """The pass's option of the step's form and widths; None for a layer that only gets narrower."""
     if step.in_place:
         return None
-    each = _find_pass(passes, step.pass_name, Pass, step.path)
+    each = _find_pass(passes, step.pass_name, step.path)
     with site.remembering():
         answer = ask(each, site)
     where = f"the plan rewrites '{step.path}' by '{step.pass_name}' to {step.form} {'x'.join(map(str, step.ranks))}"
@@ -185,9 +188,9 @@ def _find_option(site: Site, step: Step, passes: Mapping[str, AnyPass]) -> Price
     )
 
 
-def _find_pass(passes: Mapping[str, AnyPass], name: str, kind: type, path: str) -> AnyPass:
+def _find_pass(passes: Mapping[str, P], name: str, path: str) -> P:
     found = passes.get(name)
-    if found is None or not isinstance(found, kind):
+    if found is None:
         raise PassError(
             f"the plan rewrites '{path}' by the pass '{name}', which is not among {', '.join(passes) or 'none'}. "
             "Pass it in passes=, or leave passes= out and install the plugin that has it."
@@ -195,9 +198,9 @@ def _find_pass(passes: Mapping[str, AnyPass], name: str, kind: type, path: str) 
     return found
 
 
-def _share(sharing: Sharing, sites: Mapping[str, Site], passes: Mapping[str, AnyPass]) -> SharedOption:
+def _share(sharing: Sharing, sites: Mapping[str, Site], passes: Mapping[str, SharingPass]) -> SharedOption:
     """The plan's shared bottleneck, fitted to its members."""
-    each = _find_pass(passes, sharing.pass_name, SharingPass, sharing.path)
+    each = _find_pass(passes, sharing.pass_name, sharing.path)
     members = [sites[path] for path in sharing.members]
     where = f"the plan puts '{sharing.path}' before {', '.join(sharing.members)}"
     try:

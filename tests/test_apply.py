@@ -40,7 +40,7 @@ def transfer(plan: Plan | str | Path, make: Callable[[], nn.Module], seed: int =
     return bo.apply(plan, seeded(make, seed), X[:2], **{"calibration": X, "progress": False, **options})
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "all passes": (classifier, {}),
     "residual": (Residual, {}),
     "dropped channels": (lambda: classifier(16), {"passes": ["select"]}),

@@ -212,7 +212,7 @@ class Exotic(nn.Module):
 
 
 def test_an_operation_without_counterpart_is_named_with_its_line(tmp_path: Path) -> None:
-    told = r"operation aten\.special_airy_ai\S* \(y: .* = torch\.special\.airy_ai\(x\)\) has no ONNX counterpart\. .*pt2"
+    told = r"operation aten\.special_airy_ai\S* \(y: .*airy_ai\(x\)\) has no ONNX counterpart\. .*pt2"
     with pytest.raises(bo.ExportError, match=told):
         bo.export(Exotic(), X[:1], tmp_path / "net.onnx")
     assert bo.export(Exotic(), X[:1], tmp_path / "net.pt2").difference == 0

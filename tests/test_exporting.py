@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bottleneck_opt.exporting import onnx_file, writing
 from bottleneck_opt.files import read_bytes
 from tests.networks import Residual, classifier, conv, noise, seeded
 from tests.test_cli import FACTORY, run
+from tests.zoo.families import find_entry
 
 X = noise(6, 3, 8, 8, dtype=torch.float32)
 SIGNAL = noise(6, 4, 32, dtype=torch.float32)
@@ -196,10 +198,28 @@ class Decides(nn.Module):
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
-def test_a_model_that_looks_at_values_is_refused_with_the_line(suffix: str, tmp_path: Path) -> None:
-    told = r"Decides: torch\.export cannot capture it: .* at test_exporting\.py:\d+: if x\.sum\(\) > 0:"
+def test_a_model_that_looks_at_values_is_refused_with_the_line(
+    suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = r"Decides: .* depends on the values of a tensor, at test_exporting\.py:\d+: if x\.sum\(\) > 0:"
     with pytest.raises(bo.ExportError, match=told):
         bo.export(Decides(), X[:1], tmp_path / f"net.{suffix}")
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Texts(nn.Module):
+    """Gives something that is no tensor."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return x + 1, "text"
+
+
+def test_what_no_file_can_hold_is_told(tmp_path: Path) -> None:
+    with pytest.raises(bo.ExportError, match=r"\.pt2: .* Let the model take and return tensors"):
+        bo.export(Texts(), X[:1], tmp_path / "net.pt2")
+    with pytest.raises(bo.ExportError, match=r"\.onnx: .* Let it take and return tensors only"):
+        bo.export(Texts(), X[:1], tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,6 +275,33 @@ def test_another_suffix_and_a_missing_folder_are_refused(tmp_path: Path) -> None
         bo.export(nn.ReLU(), X[:1], tmp_path / "net.pth")
     with pytest.raises(bo.FileError, match=r"cannot be written: no such file or directory"):
         bo.export(nn.ReLU(), X[:1], tmp_path / "nowhere" / "net.pt2")
+
+
+ZOO = (
+    "networks/tcn", "networks/wavenet", "networks/audio_unet", "networks/gan_generator", "networks/crnn",
+    "networks/convlstm", "networks/transformer_encoder", "networks/super_resolution", "networks/autoencoder3d",
+    "networks/gan_discriminator", "yolo/c2f_anchor_free", "hand_written/tied_weights", "hand_written/shared_block",
+    "hand_written/weight_norm", "hand_written/channels_last", "hand_written/dilated", "hand_written/grouped",
+    "torchvision/mobilenet_v3_small", "torchvision/lraspp_mobilenet_v3_large", "timm/resnet.test_resnet",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_rewritten_models_of_all_kinds_are_exported(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the models' own packages
+        entry = find_entry(name)
+        torch.manual_seed(0)
+        model = entry.build().eval()
+        inputs = entry.inputs(model)
+        result = bo.optimize(model, inputs, calibration_limit=4, passes=["reduce", "expand"], progress=False)
+    assert result.plan.steps or name == "networks/transformer_encoder"
+    for form in ("onnx", "pt2"):
+        written = result.export(tmp_path / f"model.{form}")
+        assert written.difference is not None
+        assert written.difference < 1e-4
+        assert written.dynamic_batch is (name != "networks/convlstm")  # its code holds the number of examples
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import linecache
+import logging
 import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ExportedProgram
 
 from bottleneck_opt.errors import ExportError
 from bottleneck_opt.inputs import Inputs, batch_size, stretch_batch, vary_inputs
@@ -23,10 +26,14 @@ from bottleneck_opt.tracing import compare_runs
 
 BATCH = "batch"
 CAPTURED_WITH, TRIED_WITH = 2, 3  # torch.export takes a batch of 1 for a constant
-_NOISE = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch's own code, about its own code
+_NOISE = (  # what torch says about its own code
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The tensor attributes? self\..*\._flat_weights",  # torch.nn's recurrent layers rewrite a list of their own
+    r"No complete tensor found in the group!",  # of weights whose channels lie last; they are complete
     r"# The axis name: batch will not be used, since it shares the same shape constraints",  # with itself: it is used
 )
+_BY_VALUE = "what runs depends on the values of a tensor"
+_ADVICE = 'For more information, run with TORCH_LOGS="+dynamic". '
 _TORCH, _PYTHON = Path(torch.__file__).parent, Path(sysconfig.get_path("stdlib"))
 
 
@@ -68,7 +75,7 @@ def capture(model: nn.Module, call: Inputs, *, dynamic_batch: bool) -> Captured:
     try:
         captured = _capture(model, stretch_batch(one, CAPTURED_WITH), Dim(BATCH, min=1), tries)
     except Exception as error:  # torch.export and the model's own code raise many kinds
-        return _capture_fixed(model, call, _describe_failure(error))
+        return _capture_fixed(model, call, describe_failure(error))
     for each in captured.tries:
         with quiet(), torch.no_grad():
             replay = compare_runs(model, captured.program.module(), each)
@@ -82,9 +89,8 @@ def _capture_fixed(model: nn.Module, call: Inputs, why: str) -> Captured:
         captured = _capture(model, call, None, (call,))
     except Exception as error:  # as above
         raise ExportError(
-            f"{type(model).__name__}: torch.export cannot capture it: {_describe_failure(error)}. Values that decide "
-            "what runs, or objects that torch does not know, have to go: mend that line, or export the recorded run, "
-            "bo.export(result.graph_module, ...)."
+            f"{type(model).__name__}: torch.export cannot capture it: {describe_failure(error)}. "
+            "Mend that line, or export the recorded run, bo.to_graph_module(model, inputs)."
         ) from error
     return Captured(captured.program, call, None, captured.tries, why)
 
@@ -94,27 +100,38 @@ def _capture(model: nn.Module, call: Inputs, dim: Any, tries: tuple[Inputs, ...]
     given = call.copy()
     kwargs = dict(given.kwargs)
     shapes = None if dim is None else _mark(model, given, dim)
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), redirect_stderr(io.StringIO()):  # where it fails, torch prints the whole graph
         program = torch.export.export(model, given.args, kwargs, dynamic_shapes=shapes)
     program.example_inputs = None  # the user's data: nobody expects them in the file
     others = tuple(vary_inputs(each, seed=3 + number) for number, each in enumerate(tries))
     return Captured(program, call, _name_axes(shapes), others)
 
 
-def _mark(model: nn.Module, call: Inputs, dim: Any) -> Any:
-    free, size = ShapesCollection(), batch_size(call)
-    for tensor in call.tensors():
-        if tensor.dim() and tensor.shape[0] == size:
-            free[tensor] = {0: dim}
-    return free.dynamic_shapes(model, call.args, dict(call.kwargs))
+def _mark(model: nn.Module, call: Inputs, dim: Any) -> dict[str, Any]:
+    """For each argument of the model's forward which axes are free, as ``torch.export`` takes it."""
+    size = batch_size(call)
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {0: dim} if value.dim() and value.shape[0] == size else None
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(mark, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(mark, value))
+        return {key: mark(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+    bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
+    return {name: mark(value) for name, value in bound.arguments.items()}
 
 
 def _name_axes(shapes: Any) -> Any:
     """The same with names in place of torch's own objects."""
     if isinstance(shapes, dict):
         return {key: _name_axes(value) for key, value in shapes.items()}
+    if isinstance(shapes, tuple) and hasattr(shapes, "_fields"):
+        return type(shapes)(*map(_name_axes, shapes))
     if isinstance(shapes, list | tuple):
-        return type(shapes)(_name_axes(value) for value in shapes)
+        return type(shapes)(map(_name_axes, shapes))
     return None if shapes is None else BATCH
 
 
@@ -131,14 +148,16 @@ def describe_axes(name: str, tensor: Tensor, call: Inputs, *, dynamic: bool) -> 
     return f"{name}: {' x '.join(axes) or 'a number'} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _describe_failure(error: Exception) -> str:
+def describe_failure(error: BaseException) -> str:
     """What torch says, and the line of the model's code at which it stopped."""
-    text = f"{type(error).__name__}: {one_line(error, width=200)}".rstrip(".")
+    name = type(error).__name__
+    said = one_line(one_line(error).replace(_ADVICE, ""), width=160).rstrip(" .")
+    text = _BY_VALUE if name == "GuardOnDataDependentSymNode" else f"{name}: {said}"
     place = _find_place(error)
     return f"{text}, at {place}" if place else text
 
 
-def _find_place(error: Exception) -> str:
+def _find_place(error: BaseException) -> str:
     """The innermost line that is neither torch's nor Python's own."""
     frames = [
         frame
@@ -155,8 +174,16 @@ def _find_place(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that torch's exporters are known to give about themselves."""
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
-        yield
+    """Without the warnings that torch's exporters are known to give about themselves.
+
+    Nor with what they log of each attempt that fails: it comes back as an error, and what matters is told from that.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logging.disable(disabled)

@@ -62,9 +62,10 @@ def _explain(error: Exception, program: ExportedProgram, opset: int | None) -> s
     texts = [str(each) for each in _chain(error)]
     found = next((match for text in reversed(texts) if (match := _OPERATION.search(text))), None)
     if found is None:
+        said = one_line(texts[-1], width=200).rstrip(" .")
         return (
-            f".onnx: torch.onnx cannot translate the model: {type(error).__name__}: {one_line(texts[-1], width=200)} "
-            "Try another opset=, or export to .pt2."
+            f".onnx: torch.onnx cannot translate the model: {type(error).__name__}: {said}. "
+            "Let it take and return tensors only, try another opset=, or export to .pt2."
         )
     name = (found[1] or found[2]).replace("::", ".")
     version = "" if opset is None else f" at opset {opset}"
@@ -105,8 +106,9 @@ def run_onnx(content: bytes) -> Callable[..., Any]:
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
+        said = one_line(error, width=250).rstrip(" .")
         raise ExportError(
-            f".onnx: ONNX Runtime cannot run what was made: {one_line(error, width=250)} It has few operations "
+            f".onnx: ONNX Runtime cannot run what was made: {said}. It has few operations "
             "in float64 and none in bfloat16: export model.float(), or leave the check out with check=False."
         ) from error
     names = [each.name for each in session.get_inputs()]

@@ -15,19 +15,24 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from bottleneck_opt.errors import ExportError
-from bottleneck_opt.exporting.capturing import Captured, quiet
+from bottleneck_opt.exporting.capturing import Captured, describe_failure, quiet
+
+_PLAIN = "Let the model take and return tensors in tuples, lists and dicts, and nothing else."
 
 
 def to_pt2(captured: Captured) -> bytes:
     """The file's content.
 
     Raises:
-        ExportError: A tensor could only be pickled.
+        ExportError: A tensor could only be pickled, or the model takes or returns what torch cannot write.
     """
     _check_plain(captured.program)
     buffer = io.BytesIO()
-    with quiet():
-        torch.export.save(captured.program, buffer)
+    try:
+        with quiet():
+            torch.export.save(captured.program, buffer)
+    except Exception as error:  # types of arguments that torch can capture and not write down
+        raise ExportError(f".pt2: torch.export cannot write it: {describe_failure(error)}. {_PLAIN}") from error
     return buffer.getvalue()
 
 
@@ -41,6 +46,14 @@ def _check_plain(program: ExportedProgram) -> None:
 
 
 def run_pt2(content: bytes) -> Callable[..., Any]:
-    """What the file computes, read from these very bytes."""
-    with quiet():
-        return torch.export.load(io.BytesIO(content)).module()
+    """What the file computes, read from these very bytes.
+
+    Raises:
+        ExportError: torch cannot read them.
+    """
+    try:
+        with quiet():
+            return torch.export.load(io.BytesIO(content)).module()
+    except Exception as error:  # outputs that torch can write down and not read
+        reason = describe_failure(error.__cause__ or error)
+        raise ExportError(f".pt2: torch.export cannot read what it wrote: {reason}. {_PLAIN}") from error

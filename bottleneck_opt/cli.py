@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.checking import check_limits, measure_again, read_limit, render_verdicts, verdicts_json
+from bottleneck_opt.configuring import Known, read_config
 from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
 from bottleneck_opt.distribution import joined_ranks
@@ -56,6 +57,27 @@ Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
     str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
 ]
+
+
+def _configure(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a file set what the command line leaves out."""
+    options = [each for each in context.command.params if each.name not in (None, "config", "help")]
+    known = [Known(str(each.name), _spell(each.name, each.opts), bool(each.multiple)) for each in options]
+    context.default_map = read_config(path, known)
+    return path
+
+
+def _spell(name: str | None, spellings: list[str]) -> str:
+    return next((each[2:] for each in spellings if each.startswith("--")), str(name))
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", is_eager=True, callback=_configure,
+        help="TOML file that sets options. Default: the table tool.bottleneck-opt of ./pyproject.toml.",
+    ),
+]  # fmt: skip
 Saved = Annotated[Path, typer.Argument(help="The folder that optimize wrote.")]
 Passes = Annotated[str | None, typer.Option(help="Comma-separated names; see the passes command.")]
 Evaluate = Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")]
@@ -102,6 +124,7 @@ def optimize_command(
     memory: Memory = None,
     device: Device = None,
     seed: Seed = 0,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compress a model and write it, with before/after pictures and a report, to a folder. torchrun shares the work."""

@@ -95,6 +95,16 @@ def test_without_data_it_is_the_truncated_svd_of_the_weights_and_says_so() -> No
     assert "noise" in result.verification.data
 
 
+def test_the_provenance_tells_weights_and_data_apart() -> None:
+    made = compress(classifier)
+    same, other = transfer(made.plan, classifier, seed=0).provenance, transfer(made.plan, classifier).provenance
+    assert (same.weights_sha256, same.data_sha256) == (made.provenance.weights_sha256, made.provenance.data_sha256)
+    assert other.weights_sha256 != same.weights_sha256
+    assert other.data_sha256 == same.data_sha256
+    assert transfer(made.plan, classifier, calibration=X[:5]).provenance.data_sha256 != same.data_sha256
+    assert len(same.data_sha256) == len(same.weights_sha256) == 64
+
+
 def test_a_saved_plan_is_applied_saved_and_loaded(tmp_path: Path) -> None:
     made = compress(Residual)
     folder = made.save(tmp_path / "out")

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 import bottleneck_opt as bo
 from bottleneck_opt.checking import check_limits, read_limit
+from bottleneck_opt.outcome import Speed
 from bottleneck_opt.reading import Change, Headline, Made, Pair, Report, read_report
 from tests.networks import classifier, seeded
 from tests.test_cli import FACTORY, run
@@ -189,3 +196,32 @@ def test_a_report_of_a_later_format_is_refused(tmp_path: Path) -> None:
 def test_the_example_is_made_again_where_it_was_one_float_tensor(inputs: str, shape: tuple[int, ...] | None) -> None:
     made = Report(1, Headline(**NUMBERS), Made(inputs)).example()
     assert (None if made is None else tuple(made.shape)) == shape
+
+
+WORKFLOW = Path(__file__).parent.parent / "examples" / "check-workflow.yml"
+PACKAGE = {
+    "models.py": FACTORY.replace("net()", "make_network()"),
+    "scores.py": "def accuracy(model):\n    return 0.9\n",
+    "__init__.py": "",
+}
+
+
+def test_the_commands_of_the_example_workflow_run_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = WORKFLOW.read_text(encoding="utf-8")
+    folded = re.findall(r"run: (?:>\n)?((?: *bottleneck-opt [^\n]*)(?:\n {10}[^ \n][^\n]*)*)", text)
+    commands = [shlex.split(" ".join(each.split())) for each in folded]
+    assert [command[1] for command in commands] == ["optimize", "check", "export"]
+    (tmp_path / "my_package").mkdir()
+    for name, source in PACKAGE.items():
+        (tmp_path / "my_package" / name).write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bottleneck_opt.checking.compare_speed", lambda *args, **options: Speed(2.0, 1.0, 5, 1, "cpu"))
+    np.save("calibration.npy", torch.randn(6, 3, 16, 16).numpy())
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+    save_file(net.state_dict(), "weights.safetensors")
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # the package goes with the test
+    for command in commands:
+        assert run(*command[1:]) == 0, capsys.readouterr()
+    assert (tmp_path / "out" / "model.onnx").is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from bottleneck_opt.assuming import assume_statistics
 from bottleneck_opt.budget import Budget, read_budget
 from bottleneck_opt.calibrating import choose_sampling, measure_statistics
 from bottleneck_opt.calibration import collect_statistics
-from bottleneck_opt.choosing import Wish
+from bottleneck_opt.choosing import Choice, Wish
 from bottleneck_opt.distribution import ALONE
 from bottleneck_opt.errors import BottleneckOptError
 from bottleneck_opt.files import as_path, read_bytes
 from bottleneck_opt.fitting import Fit
-from bottleneck_opt.following import follow, prepare_course
+from bottleneck_opt.following import Course, follow, prepare_course
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import view_rewritten
 from bottleneck_opt.joint import Joint
@@ -97,64 +97,105 @@ def apply(
         True
     """
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
-    recipe, stages = recipe or Recipe(), Stages(shown=progress)
-    seed = plan.seed if seed is None else seed
     needed = _name_passes(plan)
     chosen = find_passes(needed if passes is None else passes) if needed else ()
-    original = unwrap_model(model)
+    original, stages = unwrap_model(model), Stages(shown=progress)
+    seed = plan.seed if seed is None else seed
     with undisturbed(), Storage(read_memory(memory)) as storage:
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(_choose_call(plan, inputs), calibration, calibration_limit, device, seed, None, None)
             whole = prepare_subject(original, request, as_graph=plan.arguments is not None)
             course = prepare_course(whole, plan)
-        subject, known = course.subject, calibration is not None
-        if known:
-            statistics = measure_statistics(subject, stages, seed=seed, storage=storage)
-        else:
-            statistics = _assume(subject, seed, storage)
-        statistics = statistics if recipe.curvature else statistics.without_curvature()
-        with stages.stage("follow", total=len(plan.steps)) as advance:
-            choice = follow(course, statistics, chosen, rounds=recipe.rounds, advance=advance)
-        fit = Fit(subject, Budget(macs=1.0), Wish(chosen, {}, contract=False), recipe, seed, stages, ALONE)
-        renewed = _renew(plan, fit.make_plan(choice))
-        weights = fit.fill(choice)
-        refitted, joint = Refitted(weights, (), dict.fromkeys(weights, NO_DATA)), Joint(skipped=NO_DATA)
-        if known:
-            refitted = fit.refit(renewed, choice, weights, subject.data)
-            joint = fit_plan(whole, renewed, refitted.weights, statistics.scales, recipe, stages)
+        subject = course.subject
+        setting = _Setting(calibration is not None, chosen, recipe or Recipe(), seed, stages, storage)
+        fitted = _fit(course, whole, setting)
         with stages.stage("rewrite"):
-            rewritten = apply_plan(subject, renewed, refitted.weights, joint.weights)
+            rewritten = apply_plan(subject, fitted.plan, fitted.refitted.weights, fitted.joint.weights)
         with stages.stage("verify"):
-            view = view_rewritten(subject.traced, renewed, rewritten.model, rewritten.working)
-            verification = verify(subject, rewritten, renewed, view, statistics, evaluate, ALONE, trained=False)
-    recorded = rewritten.traced.cost
-    measured = verification.measured_change
+            view = view_rewritten(subject.traced, fitted.plan, rewritten.model, rewritten.working)
+            verification = verify(
+                subject, rewritten, fitted.plan, view, fitted.statistics, evaluate, ALONE, trained=False
+            )  # fmt: skip
+    recorded, choice = rewritten.traced.cost, fitted.choice
+    if not setting.known:
+        verification = replace(verification, data=f"{subject.data.description} (not fitted to)")
     return Result(
-        plan=renewed,
+        plan=fitted.plan,
         skipped=list_skipped(
             subject.working, subject.traced, subject.candidates, choice.proposals, choice.allocation.chosen
         ),
         before=subject.traced,
         after=rewritten.traced,
-        verification=verification
-        if known
-        else replace(verification, data=f"{subject.data.description} (not fitted to)"),
+        verification=verification,
         budget_met=_is_met(plan, subject.traced.cost, recorded),
         notes=(
             _tell(plan),
-            *(() if known else (ALONE_NOTE,)),
-            *list_notes(subject, choice, refitted, recorded=recorded, budget=plan.budget, measured=measured),
-            *list_joint_notes(joint),
+            *(() if setting.known else (ALONE_NOTE,)),
+            *list_notes(
+                subject, choice, fitted.refitted,
+                recorded=recorded, budget=plan.budget, measured=verification.measured_change,
+            ),
+            *list_joint_notes(fitted.joint),
             *view.notes,
         ),
         seconds=tuple(stages.seconds),
-        provenance=describe_run(subject, renewed),
+        provenance=describe_run(subject, fitted.plan),
         model=rewritten.model,
         graph_module=view.graph_module,
-        corrections=refitted.corrections,
+        corrections=fitted.refitted.corrections,
         recovery=None,
-    )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a plan is fitted with; ``known`` says that there are examples to fit it to."""
+
+    known: bool
+    passes: tuple[AnyPass, ...]
+    recipe: Recipe
+    seed: int
+    stages: Stages
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The plan with this model's numbers, and its weights."""
+
+    plan: Plan
+    choice: Choice
+    refitted: Refitted
+    joint: Joint
+    statistics: Statistics
+
+
+def _fit(course: Course, whole: Subject, setting: _Setting) -> _Fitted:
+    """The usual ingredients, with the plan in the place of a choice.
+
+    Args:
+        course: The plan, and the model with the plan's layers as candidates.
+        whole: The model with all candidates: the joint fit may change layers that the plan leaves alone.
+        setting: What to fit with.
+    """
+    subject, recipe, stages = course.subject, setting.recipe, setting.stages
+    if setting.known:
+        statistics = measure_statistics(subject, stages, seed=setting.seed, storage=setting.storage)
+    else:
+        statistics = _assume(subject, setting.seed, setting.storage)
+    statistics = statistics if recipe.curvature else statistics.without_curvature()
+    with stages.stage("follow", total=len(course.plan.steps)) as advance:
+        choice = follow(course, statistics, setting.passes, rounds=recipe.rounds, advance=advance)
+    wish = Wish(setting.passes, {}, contract=False)
+    fit = Fit(subject, Budget(macs=1.0), wish, recipe, setting.seed, stages, ALONE)
+    plan, weights = _renew(course.plan, fit.make_plan(choice)), fit.fill(choice)
+    if not setting.known:
+        left = Refitted(weights, (), dict.fromkeys(weights, NO_DATA))
+        return _Fitted(plan, choice, left, Joint(skipped=NO_DATA), statistics)
+    refitted = fit.refit(plan, choice, weights, subject.data)
+    joint = fit_plan(whole, plan, refitted.weights, statistics.scales, recipe, stages)
+    return _Fitted(plan, choice, refitted, joint, statistics)
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -17,7 +17,9 @@ from bottleneck_opt.spilling import Matrix, Storage, open_matrix
 def assume_statistics(
     layers: Mapping[str, LayerSpec], kernels: Mapping[str, Tensor], storage: Storage
 ) -> dict[str, LayerStatistics]:
-    """``S = I`` and ``G = I`` for each layer: fitting to these is fitting to the weights alone.
+    """``S = I`` and ``G`` a multiple of ``I`` for each layer: fitting to these is fitting to the weights alone.
+
+    The multiple is such that a layer whose weights were all lost would lose 1.
 
     Args:
         layers: By path.
@@ -36,9 +38,10 @@ def _assume(layer: LayerSpec, kernel: Tensor, covariance: Matrix | None) -> Laye
         open_matrix(covariance).fill_diagonal_(1.0)
     width, flat = layer.offsets * layer.in_channels, by_offset(spread_groups(kernel, layer.groups)).flatten(1)
     made = flat @ flat.T
+    energy = float(made.trace()) or 1.0
     return LayerStatistics(
         inputs=Moments(1, kernel.new_zeros(width), float(width), covariance),
         outputs=Moments(1, kernel.new_zeros(len(flat)), float(made.trace()), made),
-        curvature=torch.eye(len(flat), dtype=torch.float64, device="cpu"),
+        curvature=torch.eye(len(flat), dtype=torch.float64, device="cpu") / energy,
         probes=1,
     )

@@ -23,7 +23,7 @@ from bottleneck_opt.errors import BottleneckOptError, RanksError
 from bottleneck_opt.exporting import export
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
-from bottleneck_opt.reading import load_saved, read_report
+from bottleneck_opt.reading import find_example, load_saved, read_report
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
 from bottleneck_opt.result import Result
@@ -196,7 +196,7 @@ def apply_command(
     result = apply(
         plan,
         find_model(model, weights),
-        None if input_shape is None else read_shape(input_shape),
+        find_example(plan) if input_shape is None else read_shape(input_shape),
         calibration=None if calibration is None else read_calibration_file(calibration),
         calibration_limit=calibration_limit, passes=None if passes is None else passes.split(","),
         evaluate=None if evaluate is None else find_function(evaluate), memory=memory, device=device, seed=seed,

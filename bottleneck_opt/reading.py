@@ -112,4 +112,10 @@ def load_saved(folder: Path, model: nn.Module, shape: str | None) -> tuple[nn.Mo
         FileError, RewriteError, InputError: As for :func:`bottleneck_opt.saving.load` and :func:`read_shape`.
     """
     example = read_report(folder).example() if shape is None else read_shape(shape)
-    return load(folder, model, example).eval(), example
+    return load(folder if folder.suffix != ".json" else folder.parent, model, example).eval(), example
+
+
+def find_example(plan: Path) -> Tensor | None:
+    """A call like the one that a plan was made with, where a report lies beside it; None where none does."""
+    report = (plan if plan.is_dir() else plan.parent) / REPORT
+    return read_report(report).example() if report.is_file() else None

@@ -46,7 +46,8 @@ from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 ALONE_NOTE = (
     "no calibration= was given: fitted to the weights alone, as if inputs were uncorrelated and the output felt all "
-    "channels alike (G = S = I), and measured on noise. A few unlabelled inputs (calibration=) keep far more accuracy"
+    "channels alike (G = S = I). Predicted changes are shares of each layer's own weights, and the output was measured "
+    "on noise. A few unlabelled inputs (calibration=) keep far more accuracy"
 )
 NO_DATA = "no calibration= was given"
 

@@ -14,22 +14,11 @@ from torch import Tensor, nn
 import bottleneck_opt as bo
 from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.plan import Plan
-from tests.networks import Residual, classifier, conv, measured, noise, seeded
+from bottleneck_opt.reading import read_report
+from tests.networks import Branches, Residual, classifier, conv, measured, noise, seeded
 from tests.test_cli import run
 
 X = noise(12, 3, 8, 8)
-
-
-class Branches(nn.Module):
-    """Two convolutions that read one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.left, self.right = conv(3, 16), conv(16, 16), conv(16, 12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.stem(x))
-        return torch.cat([self.left(y), self.right(y)], 1)
 
 
 def compress(make: Callable[[], nn.Module], seed: int = 0, **options: Any) -> bo.Result:
@@ -91,6 +80,8 @@ def test_without_data_it_is_the_truncated_svd_of_the_weights_and_says_so() -> No
     rank = step.ranks[0]
     best = (u[:, :rank] * s[:rank]) @ v[:rank]
     assert torch.allclose(second.get_parameter("weight") @ first.get_parameter("weight"), best, atol=1e-6)
+    lost = float(s[rank:].square().sum() / s.square().sum())
+    assert result.plan.predicted_loss == pytest.approx(lost, rel=1e-3)
     assert any("G = S = I" in note and "calibration=" in note for note in result.notes)
     assert "noise" in result.verification.data
 
@@ -204,9 +195,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     net = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16))
     bo.optimize(net, X[:2].float(), progress=False).save(tmp_path / "out")
     safetensors.torch.save_file(net.state_dict(), tmp_path / "again.safetensors")
-    arguments = ("--weights", tmp_path / "again.safetensors", "--input", "2x3x8x8", "--out", tmp_path / "out2")
+    arguments = ("--weights", tmp_path / "again.safetensors", "--out", tmp_path / "out2")
     assert run("apply", tmp_path / "out" / "plan.json", model, *arguments, "--calibration", data) == 0
     assert "report.html" in capsys.readouterr().out
+    assert read_report(tmp_path / "out2").provenance.inputs == "Tensor 2x3x8x8 float32"
     assert bo.load(tmp_path / "out2", net)(X.float()).shape == (12, 16, 8, 8)
     assert run("apply", tmp_path / "nowhere", model) == 1
     assert "the plan cannot be read" in capsys.readouterr().err

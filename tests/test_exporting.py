@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import bottleneck_opt as bo
 from bottleneck_opt.exporting import onnx_file, writing
 from bottleneck_opt.files import read_bytes
-from tests.networks import Residual, classifier, conv, noise, seeded
+from tests.networks import Branches, Residual, classifier, conv, noise, seeded
 from tests.test_cli import FACTORY, run
 from tests.zoo.families import find_entry
 
@@ -84,15 +84,6 @@ def test_a_result_round_trips_through_both_formats_at_any_batch(case: str, tmp_p
 
 
 def test_a_shared_bottleneck_is_exported_too(tmp_path: Path) -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.left, self.right = conv(3, 16), conv(16, 16), conv(16, 12)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = torch.relu(self.stem(x))
-            return torch.cat([self.left(y), self.right(y)], 1)
-
     result = compress(Branches, X, ["shared"], 0.7)
     written = result.export(tmp_path / "model.onnx")
     (got,) = run_onnx(tmp_path / "model.onnx", X[:1])

@@ -5,6 +5,7 @@ from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.errors import (
     BottleneckOptError,
     BudgetError,
+    ExportError,
     FileError,
     InputError,
     ModelError,
@@ -14,6 +15,7 @@ from bottleneck_opt.errors import (
     RanksError,
     RewriteError,
 )
+from bottleneck_opt.exporting import Exported, export
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import to_graph_module
 from bottleneck_opt.optimizer import optimize
@@ -25,10 +27,12 @@ from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.tracing import trace
+from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
 
 __all__ = [
-    "BottleneckOptError", "Budget", "BudgetError", "Cost", "FileError", "InputError", "ModelError", "NotAvailableError",
-    "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery", "Result", "RewriteError", "Statistics",
-    "Traced", "__version__", "calibrate", "draw", "load", "optimize", "profile", "recover", "to_graph_module", "trace",
+    "BottleneckOptError", "Budget", "BudgetError", "Cost", "ExportError", "Exported", "FileError", "InputError",
+    "ModelError", "NotAvailableError", "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery",
+    "Result", "RewriteError", "Statistics", "Traced", "__version__", "apply", "calibrate", "draw", "export", "load",
+    "optimize", "profile", "recover", "to_graph_module", "trace",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration import collect_statistics
+from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
@@ -118,11 +119,7 @@ def choose_sampling(subject: Subject, seed: int) -> Sampling:
 
 
 def _fingerprint(subject: Subject) -> list[str]:
-    digest = hashlib.sha256()
-    for batch in subject.data.batches:
-        for tensor in batch.tensors():
-            _hash_tensor(digest, tensor)
-    return [hash_weights(subject.working), digest.hexdigest(), *subject.candidates.layers]
+    return [hash_weights(subject.working), hash_data(subject.data), *subject.candidates.layers]
 
 
 def _count_bytes(traced: Traced) -> float:
@@ -138,6 +135,15 @@ def hash_weights(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             digest.update(name.encode())
             _hash_tensor(digest, value)
+    return digest.hexdigest()
+
+
+def hash_data(data: CalibrationData) -> str:
+    """SHA-256 over the shapes and values of all examples."""
+    digest = hashlib.sha256()
+    for batch in data.batches:
+        for tensor in batch.tensors():
+            _hash_tensor(digest, tensor)
     return digest.hexdigest()
 
 

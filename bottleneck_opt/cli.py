@@ -15,15 +15,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from bottleneck_opt.calibrating import calibrate
+from bottleneck_opt.checking import check_limits, measure_again, read_limit, render_verdicts, verdicts_json
+from bottleneck_opt.configuring import Known, read_config
 from bottleneck_opt.demo.run import run_demo
 from bottleneck_opt.diagrams import render_file
 from bottleneck_opt.distribution import joined_ranks
 from bottleneck_opt.errors import BottleneckOptError, BudgetError, RanksError
+from bottleneck_opt.exporting import export
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.profiling import draw, profile
+from bottleneck_opt.reading import find_example, load_saved, read_report
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
+from bottleneck_opt.result import Result
 from bottleneck_opt.sources import find_function, find_model, one_line, read_calibration_file, read_shape
+from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
 
 app = typer.Typer(
@@ -52,6 +58,32 @@ Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
     str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
 ]
+
+
+def _configure(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a file set what the command line leaves out."""
+    options = [each for each in context.command.params if each.name not in (None, "config", "help")]
+    known = [Known(str(each.name), _spell(each.name, each.opts), bool(each.multiple)) for each in options]
+    context.default_map = read_config(path, known)
+    return path
+
+
+def _spell(name: str | None, spellings: list[str]) -> str:
+    return next((each[2:] for each in spellings if each.startswith("--")), str(name))
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", is_eager=True, callback=_configure,
+        help="TOML file that sets options. Default: the table tool.bottleneck-opt of ./pyproject.toml.",
+    ),
+]  # fmt: skip
+Saved = Annotated[Path, typer.Argument(help="The folder that optimize wrote.")]
+Passes = Annotated[
+    str | None, typer.Option(help="Names between commas, options after colons: reduce,tucker:steps=4 (see passes).")
+]
+Evaluate = Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model, the plan, the pictures and the report.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png, .pdf or .dot.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
@@ -86,12 +118,10 @@ def optimize_command(
         Path | None, typer.Option(help="File that the calibrate command wrote: the data is not looked at again.")
     ] = None,
     budget: BudgetText = None,
-    passes: Annotated[
-        str | None, typer.Option(help="Names between commas, options after colons: reduce,tucker:steps=4 (see passes).")
-    ] = None,
+    passes: Passes = None,
     include: Include = None,
     exclude: Exclude = None,
-    evaluate: Annotated[str | None, typer.Option(help="package.module:function of a model, higher is better.")] = None,
+    evaluate: Evaluate = None,
     max_drop: Annotated[
         float | None, typer.Option(help="How far that metric may drop, such as 0.01: finds the smallest model within.")
     ] = None,
@@ -102,6 +132,7 @@ def optimize_command(
     memory: Memory = None,
     device: Device = None,
     seed: Seed = 0,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compress a model and write it, with before/after pictures and a report, to a folder. torchrun shares the work."""
@@ -119,16 +150,11 @@ def optimize_command(
         )  # fmt: skip
         if not ranks.is_first:
             return
-        folder = result.save(out)
-    if as_json:
-        typer.echo(report_json(result))
-    else:
-        typer.echo(str(result))
-        typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+    _write_result(result, out, as_json=as_json)
     if result.promise is not None and not result.budget_met:
         raise BudgetError(
             f"budget {result.plan.budget}: not met within max_drop={max_drop:g}; the nearest model that keeps it was "
-            f"written to {folder}. Allow a larger drop or budget, or add --recover."
+            f"written to {out}. Allow a larger drop or budget, or add --recover."
         )
 
 
@@ -161,6 +187,87 @@ def calibrate_command(
             typer.echo(
                 f"{len(statistics.layers)} layers, {statistics.examples} examples; written to {statistics.save(out)}"
             )
+
+
+@app.command("apply")
+def apply_command(
+    plan: Annotated[Path, typer.Argument(help="The plan.json that optimize wrote, or its folder.")],
+    model: Model,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    calibration: Calibration = None,
+    calibration_limit: Limit = 256,
+    passes: Passes = None,
+    evaluate: Evaluate = None,
+    out: Out = Path("out"),
+    memory: Memory = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(help="Of noise and sampling. Default: the plan's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry the same plan out on other weights of the model, such as those of a later training."""
+    result = apply(
+        plan,
+        find_model(model, weights),
+        find_example(plan) if input_shape is None else read_shape(input_shape),
+        calibration=None if calibration is None else read_calibration_file(calibration),
+        calibration_limit=calibration_limit, passes=None if passes is None else passes.split(","),
+        evaluate=None if evaluate is None else find_function(evaluate), memory=memory, device=device, seed=seed,
+        progress=not as_json,
+    )  # fmt: skip
+    _write_result(result, out, as_json=as_json)
+
+
+def _write_result(result: Result, out: Path, *, as_json: bool) -> None:
+    folder = result.save(out)
+    if as_json:
+        typer.echo(report_json(result))
+        return
+    typer.echo(str(result))
+    typer.echo(f"written to {folder}; open {folder / 'report.html'}")
+
+
+@app.command("export")
+def export_command(
+    folder: Saved,
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .onnx or .pt2.")] = Path("model.onnx"),
+    input_shape: Shape = None,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="As many examples as --input has.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators. Default: torch's.")] = None,
+    check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write a saved result as one file that ONNX Runtime or torch runs; the file is run and compared first."""
+    loaded, example = load_saved(folder, find_model(model), input_shape)
+    written = export(loaded, example, output, dynamic_batch=not fixed_batch, opset=opset, check=check)
+    typer.echo(json.dumps(asdict(written), indent=2, default=str) if as_json else str(written))
+
+
+@app.command("check")
+def check_command(
+    folder: Saved,
+    max_macs: Annotated[str | None, typer.Option(help="Share of the original such as 0.5, or 2G.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Share of the original such as 0.5, or 10M.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Share of the original's time such as 0.8, or 0.7ms.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Of the metric, in its own units, such as 0.01.")] = None,
+    max_change: Annotated[str | None, typer.Option(help="Of the output, squared, of its variance.")] = None,
+    measure: Annotated[str | None, typer.Option(help="MODEL: time it and the result again, on this machine.")] = None,
+    input_shape: Shape = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a saved result to limits; the exit code is 1 when one is broken or has nothing to compare with."""
+    typed = {"macs": max_macs, "params": max_params, "latency": max_latency, "drop": max_drop, "change": max_change}
+    limits = [read_limit(name, text) for name, text in typed.items() if text is not None]
+    if not limits:
+        raise typer.BadParameter("nothing is limited; give for instance --max-macs 0.5")
+    report = read_report(folder)
+    if measure is not None:
+        report = measure_again(report, folder, find_model(measure), input_shape)
+    verdicts = check_limits(report, limits)
+    typer.echo(verdicts_json(verdicts) if as_json else render_verdicts(verdicts))
+    if not all(each.passed for each in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command("profile")

@@ -13,6 +13,7 @@ The tree::
     |-- FileError          a file cannot be read, checked or written        (files, plan, saving)
     |-- RanksError         processes that share a run disagree or lost    (distribution)
     |                      each other
+    |-- ExportError        a model cannot be exported as it is              (exporting)
     `-- NotAvailableError  an option that this version does not have        (optimizer, cli)
 
 A message says what, where, got, expected, and ends with what to do.
@@ -71,6 +72,10 @@ class RanksError(BottleneckOptError):
     def __init__(self, message: str, *, told: bool = False) -> None:
         super().__init__(message)
         self.told = told
+
+
+class ExportError(BottleneckOptError):
+    """A model cannot be written in a format, or a package for it is missing."""
 
 
 class NotAvailableError(BottleneckOptError):

@@ -10,20 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.applying import Rewritten
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import measure_statistics, read_statistics
-from bottleneck_opt.carrying import Carried, carry_out
+from bottleneck_opt.carrying import carry_out
 from bottleneck_opt.choosing import Wish, find_ties, list_offers
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import BudgetError, InputError
-from bottleneck_opt.evaluating import Evaluate, run_evaluate
+from bottleneck_opt.evaluating import Evaluate
 from bottleneck_opt.fitting import Fit
 from bottleneck_opt.floor import Floor, check_max_drop
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.graph_view import GraphView, view_rewritten
-from bottleneck_opt.latency import compare_layers, compare_speed
-from bottleneck_opt.outcome import Speed, Verification
+from bottleneck_opt.graph_view import view_rewritten
 from bottleneck_opt.progress import Stages, sum_seconds
 from bottleneck_opt.promise import Search, keep_promise, measure_original
 from bottleneck_opt.promise_words import explain_unused, list_promise_notes
@@ -40,14 +37,13 @@ from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import (
     describe_run,
     lacks_data,
-    list_checks,
     list_data_notes,
     list_joint_notes,
     list_notes,
     list_step_notes,
 )
-from bottleneck_opt.verification import measure_change
-from bottleneck_opt.working_copy import copy_model, model_device, undisturbed, unwrap_model, working_inputs
+from bottleneck_opt.verifying import measure_metric, verify
+from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
 def optimize(
@@ -155,8 +151,11 @@ def optimize(
         plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
-            metrics = _measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
-            verification = _verify(subject, carried, view, statistics, metrics, ranks)
+            metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
+            verification = verify(subject, plan, rewritten, view, statistics, metrics, ranks)
+            if carried.recovered is not None:
+                used = f"{subject.data.description} (the ones used for fitting and recovery)"
+                verification = replace(verification, data=used)
     return Result(
         plan=plan,
         skipped=list_skipped(
@@ -242,48 +241,3 @@ def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> boo
             "it does not use its new layers as it used the old ones. Find them with include= and exclude=."
         )
     return not over
-
-
-def _measure_metric(
-    subject: Subject, rewritten: Rewritten, evaluate: Evaluate | None
-) -> tuple[float | None, float | None]:
-    if evaluate is None:
-        return None, None
-    before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before")
-    return before, run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after")
-
-
-def _verify(
-    subject: Subject,
-    carried: Carried,
-    view: GraphView,
-    statistics: Statistics,
-    metrics: tuple[float | None, float | None],
-    ranks: Ranks,
-) -> Verification:
-    plan, rewritten, trained = carried.plan, carried.rewritten, carried.recovered is not None
-    change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-    speed = ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps]))
-    return Verification(
-        data=f"{subject.data.description} (the ones used for fitting{' and recovery' if trained else ''})",
-        examples=subject.data.examples,
-        predicted_change=plan.predicted_loss,
-        measured_change=change.relative,
-        kl=change.kl,
-        agreement=change.agreement,
-        graph_difference=view.difference,
-        speed=speed,
-        metric_before=metrics[0],
-        metric_after=metrics[1],
-        checks=list_checks(plan, rewritten.traced, view),
-    )
-
-
-def _time_both(subject: Subject, rewritten: Rewritten, paths: list[str]) -> Speed:
-    """Both models as the caller will run them: own precision, eval mode, on the working device; and some layers."""
-    device = model_device(subject.working)
-    before = copy_model(subject.original).to(device).eval()
-    after = copy_model(rewritten.model).to(device).eval()
-    inputs = working_inputs(subject.example, before, device)
-    speed = compare_speed(before, after, inputs, device=device)
-    return replace(speed, layers=compare_layers(before, after, inputs, paths, device=device))

@@ -89,7 +89,8 @@ class Verification:
 class Provenance:
     """What the run was given and what it ran on: versions, seed, data, command.
 
-    ``noise`` says that the calibration data was made up.
+    ``noise`` says that the calibration data was made up; the hashes tell whether two runs had the same weights and the
+    same examples.
     """
 
     model: str
@@ -102,6 +103,8 @@ class Provenance:
     device: str
     threads: int
     noise: bool = False
+    weights_sha256: str = ""
+    data_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from bottleneck_opt.diagrams import Look, draw_after, draw_before, draw_diff, draw_rewrite, render_svg
 from bottleneck_opt.errors import InputError
+from bottleneck_opt.exporting import Exported, export
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.profiling import Profile
 from bottleneck_opt.report import render_text
@@ -82,6 +83,12 @@ class Result(Outcome):
             FileError: The folder cannot be written.
         """
         return save_outcome(self, self.model, folder)
+
+    def export(
+        self, path: str | Path, *, dynamic_batch: bool = True, opset: int | None = None, check: bool = True
+    ) -> Exported:
+        """Write the model as ``.onnx`` or ``.pt2``; arguments, checks and errors as :func:`bottleneck_opt.export`."""
+        return export(self.model, self.before.inputs, path, dynamic_batch=dynamic_batch, opset=opset, check=check)
 
     def __str__(self) -> str:
         return render_text(self)

@@ -158,7 +158,7 @@ def load(folder: str | Path, model: nn.Module, inputs: Any = None) -> nn.Module:
         ModelError, InputError: The model cannot be recorded as a graph, where the result was one.
     """
     source = as_path(folder, "load")
-    plan_text = _decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
+    plan_text = decode(read_bytes(source / PLAN, "the plan"), source / PLAN)
     plan = Plan.from_json(plan_text)
     state, seal = _load_weights(source / WEIGHTS, plan_text)
     original = unwrap_model(model)
@@ -179,7 +179,8 @@ def _lay_out(model: nn.Module, channels_last: Sequence[str]) -> None:
             tensor.data = tensor.data.contiguous(memory_format=turned)
 
 
-def _decode(content: bytes, path: Path) -> str:
+def decode(content: bytes, path: Path) -> str:
+    """The text in a file of a result. Raises FileError when it is not UTF-8."""
     try:
         return content.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bottleneck_opt.calibrating import hash_data, hash_weights
 from bottleneck_opt.choosing import Choice
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
@@ -167,4 +168,6 @@ def describe_run(subject: Subject, plan: Plan) -> Provenance:
         device=str(model_device(subject.working)),
         threads=torch.get_num_threads(),
         noise=subject.data.noise,
+        weights_sha256=hash_weights(subject.working),
+        data_sha256=hash_data(subject.data),
     )

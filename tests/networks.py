@@ -121,6 +121,18 @@ class Repeated(nn.Module):
         return out
 
 
+class Branches(nn.Module):
+    """Two convolutions that read one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = conv(3, 16), conv(16, 16), conv(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.stem(x))
+        return torch.cat([self.left(y), self.right(y)], 1)
+
+
 class Hidden(nn.Module):
     """Calls its convolution through a list, where no replacement is seen."""
 

@@ -1,0 +1,70 @@
+"""Measure a finished model against the original: outputs, speed, and the caller's own metric."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bottleneck_opt.applying import Rewritten
+from bottleneck_opt.distribution import Ranks
+from bottleneck_opt.evaluating import Evaluate, run_evaluate
+from bottleneck_opt.graph_view import GraphView
+from bottleneck_opt.latency import compare_layers, compare_speed
+from bottleneck_opt.outcome import Speed, Verification
+from bottleneck_opt.plan import Plan
+from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.subject import Subject
+from bottleneck_opt.summary import list_checks
+from bottleneck_opt.verification import measure_change
+from bottleneck_opt.working_copy import copy_model, model_device, working_inputs
+
+Metrics = tuple[float | None, float | None]
+
+
+def measure_metric(subject: Subject, rewritten: Rewritten, evaluate: Evaluate | None) -> Metrics:
+    """The caller's metric of copies of both models; None where there is none."""
+    if evaluate is None:
+        return None, None
+    before = run_evaluate(evaluate, copy_model(subject.original).eval(), "before")
+    return before, run_evaluate(evaluate, copy_model(rewritten.model).eval(), "after")
+
+
+def verify(
+    subject: Subject, plan: Plan, rewritten: Rewritten, view: GraphView, statistics: Statistics, metrics: Metrics,
+    ranks: Ranks,
+) -> Verification:  # fmt: skip
+    """Compare outputs and speed of the model before and after.
+
+    Args:
+        subject: The original and the data.
+        plan: What was replaced.
+        rewritten: The model after.
+        view: Its recorded graph.
+        statistics: They know the spread of the output.
+        metrics: The caller's metric before and after, where it was measured.
+        ranks: Who shares the work: one of them times.
+    """
+    change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
+    speed = ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps]))
+    return Verification(
+        data=f"{subject.data.description} (the ones used for fitting)",
+        examples=subject.data.examples,
+        predicted_change=plan.predicted_loss,
+        measured_change=change.relative,
+        kl=change.kl,
+        agreement=change.agreement,
+        graph_difference=view.difference,
+        speed=speed,
+        metric_before=metrics[0],
+        metric_after=metrics[1],
+        checks=list_checks(plan, rewritten.traced, view),
+    )
+
+
+def _time_both(subject: Subject, rewritten: Rewritten, paths: list[str]) -> Speed:
+    """Both models as the caller will run them: own precision, eval mode, on the working device; and some layers."""
+    device = model_device(subject.working)
+    before = copy_model(subject.original).to(device).eval()
+    after = copy_model(rewritten.model).to(device).eval()
+    inputs = working_inputs(subject.example, before, device)
+    speed = compare_speed(before, after, inputs, device=device)
+    return replace(speed, layers=compare_layers(before, after, inputs, paths, device=device))

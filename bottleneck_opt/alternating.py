@@ -29,7 +29,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import cholesky, keep_best, solve_second
+from bottleneck_opt.conditioning import cholesky
+from bottleneck_opt.factorization import solve_second
+from bottleneck_opt.tucker_factors import keep_best
 
 MOST_MACS = 1e10
 """Multiply-adds spent on one layer, a second or two of a core. Where one round costs more, none is made."""

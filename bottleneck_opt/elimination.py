@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import cholesky
+from bottleneck_opt.conditioning import cholesky
 
 MOST_EXACT = 1536
 _ROUNDS = 64

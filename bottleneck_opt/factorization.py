@@ -8,18 +8,12 @@ network's output, to first order. All tensors are float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-CLIP = 1e-10
-DAMPING = 1e-3
-LEAST_SHRINKAGE = 1e-6
-FEW_IMAGES_SHRINKAGE = 3e-3
-FEW_IMAGES = 16
-_TILE = 256
+from bottleneck_opt.conditioning import cholesky
 
 
 @dataclass(frozen=True)
@@ -85,47 +79,6 @@ def factor_exactly(weight: Tensor) -> Factors:
     rank = offsets * out
     places = torch.eye(rank, dtype=weight.dtype, device="cpu").view(offsets, out, rank)
     return Factors(weight.transpose(0, 1).reshape(rank, width), places.transpose(0, 1))
-
-
-def choose_shrinkage(examples: int) -> float:
-    """How far to pull a covariance towards a multiple of the identity.
-
-    Sixteen examples or fewer get 3e-3, more get less in proportion, never below 1e-6: without any, a channel that was
-    silent in calibration is amplified a hundred thousand times when it wakes up.
-    """
-    return max(LEAST_SHRINKAGE, FEW_IMAGES_SHRINKAGE * min(1.0, FEW_IMAGES / max(examples, 1)))
-
-
-def shrink(covariance: Tensor, amount: float) -> Tensor:
-    """``(1 - a) S + a tr(S)/d I``, symmetric (Ledoit and Wolf 2004)."""
-    return shrink_in_place(covariance.clone(), amount)
-
-
-def shrink_in_place(covariance: Tensor, amount: float) -> Tensor:
-    """The same in the memory of ``covariance``, which may be too large to be held twice."""
-    mean = covariance.diagonal().mean()
-    for start in range(0, len(covariance), _TILE):
-        rows, rest = slice(start, start + _TILE), slice(start, None)
-        both = (covariance[rows, rest] + covariance[rest, rows].T).mul_(0.5 * (1 - amount))
-        covariance[rows, rest] = both
-        covariance[rest, rows] = both.T
-    covariance.diagonal().add_(amount * mean)
-    return covariance
-
-
-def damp(curvature: Tensor, amount: float = DAMPING) -> Tensor:
-    """``G + 1e-3 tr(G)/out I``, symmetric, so that no output direction counts for nothing."""
-    damped = (curvature + curvature.T) / 2
-    damped.diagonal().add_(amount * damped.diagonal().mean())
-    return damped
-
-
-def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of a symmetric positive matrix and of its inverse; eigenvalues are at least 1e-10 of the largest."""
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = float(values[-1]) * CLIP
-    roots = values.clamp_min(floor if floor > 0 else 1.0).sqrt()
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> ExpandFit:
@@ -246,52 +199,6 @@ def nest_factors(weight: Tensor, covariance: Tensor, projection: Tensor) -> Fact
     return Factors(solved[:, : offsets * width], solved[:, offsets * width :].T)
 
 
-@dataclass(frozen=True)
-class TuckerFactors:
-    """``first (before, in)``, ``core (after, offsets, before)`` and ``last (out, after)``."""
-
-    first: Tensor
-    core: Tensor
-    last: Tensor
-
-
-def list_tucker_losses(reduced: ReduceFit, ranks: Sequence[int]) -> dict[int, Tensor]:
-    """For each first rank, the loss at second rank 0, 1, ... ``(out + 1,)`` of ``W ~ last core (I kron first)``.
-
-    The first factor is that of :func:`fit_reduce`, the last the optimum for it. Each rank costs the eigenvalues of a
-    matrix ``(out, out)``.
-
-    Args:
-        reduced: The fit with a first factor only.
-        ranks: The first ranks, rising.
-    """
-    offsets = len(reduced.explained) // max(len(reduced.projection), 1)
-    out = reduced.explained.shape[1]
-    losses, kept, done = {}, reduced.explained.new_zeros(out, out), 0
-    for rank in ranks:
-        rows = reduced.explained[done * offsets : rank * offsets]
-        kept, done = kept.addmm(rows.T, rows), rank
-        energy = torch.linalg.eigvalsh(kept).flip(0).clamp_min(0).cumsum(0)
-        losses[rank] = (reduced.total - torch.cat([energy.new_zeros(1), energy])).clamp_min(0)
-    return losses
-
-
-def fit_tucker(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor, after: int) -> TuckerFactors:
-    """The three factors behind :func:`list_tucker_losses` at one pair of ranks, balanced.
-
-    Args:
-        weight: ``(out, offsets, in)``.
-        covariance: ``S (offsets * in, offsets * in)``, shrunk.
-        curvature: ``G (out, out)``, damped.
-        projection: ``(before, in)``.
-        after: The second rank.
-    """
-    narrow, last = keep_best(*_refit(weight, covariance, projection), curvature, after)
-    outer = balance(Factors(narrow, last))
-    inner_factors = balance(Factors(projection, outer.first))
-    return TuckerFactors(inner_factors.first, inner_factors.second, outer.second)
-
-
 def project_covariance(covariance: Tensor, projection: Tensor, offsets: int) -> Tensor:
     """``A S A^T`` for ``A = I kron P``, rows and columns rank-major ``(rank * offsets, rank * offsets)``.
 
@@ -316,10 +223,10 @@ def _rank_major(projection: Tensor, crossed: Tensor) -> Tensor:
 
 def refit_second(weight: Tensor, covariance: Tensor, projection: Tensor) -> Tensor:
     """``W S A^T (A S A^T)^-1 (out, offsets, rank)``: the best second factor for this first one, whatever G is."""
-    return _refit(weight, covariance, projection)[0]
+    return refit_and_cover(weight, covariance, projection)[0]
 
 
-def _refit(weight: Tensor, covariance: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+def refit_and_cover(weight: Tensor, covariance: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """The second factor, and the covariance ``(out, out)`` of the output that it makes."""
     out, offsets, width = weight.shape
     return solve_second((covariance @ weight.reshape(out, -1).T).view(offsets, width, out), covariance, projection)
@@ -339,38 +246,6 @@ def solve_second(crossed: Tensor, covariance: Tensor, projection: Tensor) -> tup
     return solved.view(len(projection), offsets, out).permute(2, 1, 0), solved.T @ target
 
 
-def keep_best(second: Tensor, kept: Tensor, curvature: Tensor, after: int) -> tuple[Tensor, Tensor]:
-    """``second (out, offsets, rank)`` as a core ``(after, offsets, rank)`` and a last factor ``(out, after)``.
-
-    Args:
-        second: The best second factor.
-        kept: The covariance ``(out, out)`` of the output that it makes.
-        curvature: ``G (out, out)``, damped.
-        after: The width in between.
-    """
-    lower = cholesky(curvature)
-    inner = lower.T @ kept @ lower
-    basis = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)[:, :after]
-    last: Tensor = torch.linalg.solve_triangular(lower.T, basis, upper=True)
-    return torch.einsum("oa,oqr->aqr", lower @ basis, second), last
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor; a matrix that rounding made indefinite gets its diagonal raised until it has one."""
-    scale = float(matrix.diagonal().mean()) or 1.0
-    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
-        lifted = (
-            matrix
-            if jitter == 0
-            else matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype, device="cpu")
-        )
-        lower: Tensor
-        lower, failed = torch.linalg.cholesky_ex(lifted)
-        if not failed:
-            return lower
-    raise ValueError("the covariance is not positive: it holds NaN or was not shrunk")
-
-
 def balance(factors: Factors) -> Factors:
     """The same product with each rank's two vectors of equal norm, so that neither leaves half precision's range."""
     first, second = factors.first, factors.second
@@ -378,48 +253,6 @@ def balance(factors: Factors) -> Factors:
     columns = second.movedim(-1, 0).flatten(1).norm(dim=1).clamp_min(1e-300)
     scale = columns.sqrt() / rows.sqrt()  # their quotient may overflow where one of them is zero
     return Factors(first * scale.view(-1, *[1] * (first.dim() - 1)), second / scale)
-
-
-def group_covariance(covariance: Tensor, offsets: int, groups: int) -> Tensor:
-    """``S (offsets * in, offsets * in)`` with the entries of each group of channels together, group after group."""
-    split = (offsets, groups, len(covariance) // (offsets * groups))
-    return covariance.view(*split, *split).permute(1, 0, 2, 4, 3, 5).reshape_as(covariance)
-
-
-def list_losses_of_groups(factors: Sequence[Factors], chunk: int, covariance: Tensor, curvature: Tensor) -> Tensor:
-    """``tr(G D S D^T)`` at all ranks of a weight that is zero between groups, with what the groups' errors share.
-
-    Rank r keeps the first ``r * chunk`` columns and rows of each group's factors; D is what it drops, to the last of
-    them. With ``U`` and ``V`` all groups' factors, the loss is the sum over what is dropped of the entries of ``U^T G
-    U`` times those of ``V S V^T``, so that no rank has to be multiplied out.
-
-    Args:
-        factors: For each group ``first (n, width)`` and ``second (out, n)``, whose product is the group's weight.
-        chunk: Columns a rank.
-        covariance: ``S (groups * width, groups * width)``, group after group, symmetric.
-        curvature: ``G (groups * out, groups * out)``, symmetric.
-
-    Returns:
-        Losses at rank 0, 1, ... ``(ceil(n / chunk) + 1,)``; the last is zero.
-    """
-    first, second = torch.stack([each.first for each in factors]), torch.stack([each.second for each in factors])
-    groups, terms, width = first.shape
-    out = second.shape[1]
-    pairs = first.new_zeros(terms, terms)
-    for group in range(groups):  # the groups before it were paired with it already
-        seen = first[group] @ covariance[group * width : (group + 1) * width, group * width :]
-        felt = second[group].T @ curvature[group * out : (group + 1) * out, group * out :]
-        shares = seen.view(terms, -1, width).transpose(0, 1) @ first[group:].transpose(1, 2)
-        shares *= felt.view(terms, -1, out).transpose(0, 1) @ second[group:]
-        pairs += 2 * shares.sum(0) - shares[0]
-    pairs = (pairs + pairs.T) / 2
-    dropped = pairs.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
-    return torch.cat([dropped, dropped.new_zeros(1)])[_starts(terms, chunk)].clamp_min(0)
-
-
-def _starts(terms: int, chunk: int) -> Tensor:
-    """Where the columns start that each rank drops."""
-    return torch.tensor([*range(0, terms, chunk), terms], device="cpu")
 
 
 def loss_of(weight: Tensor, approximation: Tensor, covariance: Tensor, curvature: Tensor) -> float:

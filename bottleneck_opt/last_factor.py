@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import cholesky
+from bottleneck_opt.conditioning import cholesky
 from bottleneck_opt.kernels import by_offset, spread_groups
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.sites import Weights

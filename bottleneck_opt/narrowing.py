@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bottleneck_opt.conditioning import cholesky, shrink
 from bottleneck_opt.elimination import refit_kept
-from bottleneck_opt.factorization import cholesky, shrink
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LINEAR, LayerSpec
 from bottleneck_opt.sites import Site

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.common_factor import CommonBasis, Consumer
+from bottleneck_opt.conditioning import choose_shrinkage, damp, shrink_in_place
 from bottleneck_opt.elimination import Elimination
-from bottleneck_opt.factorization import ReduceFit, choose_shrinkage, damp, fit_reduce, loss_of, shrink_in_place
+from bottleneck_opt.factorization import ReduceFit, fit_reduce, loss_of
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.kernels import by_offset, spread_groups
 from bottleneck_opt.layers import LayerSpec

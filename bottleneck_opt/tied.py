@@ -21,10 +21,9 @@ from bottleneck_opt.factorization import (
     find_basis,
     fit_factors,
     fit_reduce,
-    group_covariance,
-    list_losses_of_groups,
     nest_factors,
 )
+from bottleneck_opt.grouped_losses import group_covariance, list_losses_of_groups
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.sites import Site, Skip
 

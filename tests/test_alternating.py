@@ -10,9 +10,10 @@ from torch import Tensor
 import bottleneck_opt as bo
 from bottleneck_opt.alternating import MOST_MACS, Target, affordable_rounds, improve_projection, make_target
 from bottleneck_opt.errors import InputError
-from bottleneck_opt.factorization import find_basis, fit_factors, fit_tucker, loss_of
+from bottleneck_opt.factorization import find_basis, fit_factors, loss_of
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.sites import Site
+from bottleneck_opt.tucker_factors import fit_tucker
 from tests.layer_samples import correlated, double_conv, make_site, merged_weight, offers, random_curvature
 
 RANK = 3

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.common_factor import Consumer, fit_common, refit_to_common
-from bottleneck_opt.factorization import fit_factors, fit_reduce, loss_of, shrink
+from bottleneck_opt.conditioning import shrink
+from bottleneck_opt.factorization import fit_factors, fit_reduce, loss_of
 from tests.networks import noise
 
 WIDTH = 6

@@ -12,24 +12,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bottleneck_opt.conditioning import LEAST_SHRINKAGE, cholesky, choose_shrinkage, damp, shrink, square_roots
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import (
-    LEAST_SHRINKAGE,
     Factors,
     balance,
-    cholesky,
-    choose_shrinkage,
-    damp,
     factor_exactly,
     fit_expand,
-    list_losses_of_groups,
     loss_of,
     nest_factors,
     project_covariance,
     refit_second,
-    shrink,
-    square_roots,
 )
+from bottleneck_opt.grouped_losses import list_losses_of_groups
 from bottleneck_opt.inputs import find_tensors
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce

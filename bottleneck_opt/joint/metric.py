@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
-from bottleneck_opt.factorization import cholesky
+from bottleneck_opt.conditioning import cholesky
 from bottleneck_opt.joint.vectors import Vector
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.statistics import LayerStatistics, Moments, OutputScale

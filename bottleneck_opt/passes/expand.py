@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import ExpandFit, Factors, factor_exactly, fit_expand, list_losses_of_groups
+from bottleneck_opt.factorization import ExpandFit, Factors, factor_exactly, fit_expand
+from bottleneck_opt.grouped_losses import list_losses_of_groups
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LINEAR
 from bottleneck_opt.sites import Option, Site, Skip, Weights, paying_ranks

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.alternating import affordable_rounds, improve_projection, make_target
-from bottleneck_opt.factorization import TuckerFactors, fit_tucker, list_tucker_losses
 from bottleneck_opt.sites import Option, Site, Skip, Weights, break_even, rank_steps
 from bottleneck_opt.tied import find_tied_obstacle
+from bottleneck_opt.tucker_factors import TuckerFactors, fit_tucker, list_tucker_losses
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""``apply``: a plan that was made before, on other weights of the same model."""
+"""``apply``: a plan that was made before, on other weights of the same model.
+
+Measured on the digits ResNet (99.1 % right), plans of one training at 0.5 and 0.25 of the multiply-adds, 64 unlabelled
+inputs. On the weights of four more epochs and on those of another training it lost 0.00 points in all four cases (mean
+KL to the original 0.0001), as did ``optimize`` on the same weights (0.00 to 0.13 points). Without data it lost 4.3 and
+20 points, 4.0 and 36 of the other training.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ unit: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-# The measured tables of the README; hours. The comparison goes on where it was stopped, and times its networks last.
+# The measured tables of the README; hours. The comparison goes on from the rows that are
+# kept beside it (--afresh forgets them), and times its networks last.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.digits
 	$(BIN)/python -m tests.benchmarks.accuracy --workers 2

@@ -20,7 +20,7 @@ from tests.benchmarks.accuracy.methods import FACTORS, METHODS, find_method
 from tests.benchmarks.accuracy.problem import Problem
 from tests.benchmarks.accuracy.pruning import prune
 from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
-from tests.benchmarks.accuracy.rows import Key, Row, append_row, matches, read_filter, read_rows
+from tests.benchmarks.accuracy.rows import Key, Row, append_row, matches, read_filter, read_rows, write_rows
 from tests.benchmarks.accuracy.running import list_keys, list_missing
 from tests.benchmarks.accuracy.table import render, summarise
 from tests.benchmarks.accuracy.tasks import Lesson, Task
@@ -176,3 +176,11 @@ def test_the_best_within_a_time_is_the_most_accurate_then_the_nearest() -> None:
 def test_all_networks_are_timed(problem: Problem) -> None:
     models = {("dense", 1.0): problem.original, ("ours", 0.5): problem.original}
     assert min(time_interleaved(models, problem.example, rounds=2).values()) > 0
+
+
+def test_rows_that_are_kept_are_the_same_whenever_they_were_measured(tmp_path: Path) -> None:
+    rows = [replace(ROW, key=replace(ROW.key, budget=budget)) for budget in (0.5, 0.25)]
+    for name, order in (("one", rows), ("other", rows[::-1])):
+        write_rows(tmp_path / name, order)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert set(read_rows(tmp_path / "one").values()) == set(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.accuracy.latency import BATCHES, Timed, compare, read_times, render_latency
 from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, FORMS, METHODS, OURS
-from tests.benchmarks.accuracy.rows import Key, Row, matches, read_filter, read_rows
+from tests.benchmarks.accuracy.rows import Key, Row, matches, read_filter, read_rows, write_rows
 from tests.benchmarks.accuracy.running import (
     ABLATION_BUDGETS,
     BUDGETS,
@@ -23,6 +23,7 @@ from tests.benchmarks.accuracy.tasks import TASKS
 from tests.benchmarks.accuracy.training import train_all
 
 OUT = Path("out/accuracy")
+KEPT = Path(__file__).parent / "measured.jsonl"
 
 
 def main() -> None:
@@ -30,11 +31,12 @@ def main() -> None:
     options = _read_options()
     only = read_filter(options.only)
     rows = options.out / "rows.jsonl"
+    known = {} if options.afresh else read_rows(KEPT)
     if options.phase in {"all", "train"}:
         names = [name for name in TASKS if matches_name("network", name, only)]
         train_all(names, [seed for seed in TRAININGS if matches_name("training", str(seed), only)])
     if options.phase in {"all", "accuracy"}:
-        keys = list_missing(_wanted(only), read_rows(rows))
+        keys = list_missing(_wanted(only), {**known, **read_rows(rows)})
         for number, text in enumerate(run(keys, rows, workers=options.workers), 1):
             print(f"[{number}] {text}", flush=True)
     if options.phase in {"all", "latency"}:
@@ -43,7 +45,10 @@ def main() -> None:
             for field, known in (("network", TASKS), ("method", TIMED))
         )
         compare(options.out, names, methods)
-    measured = list(read_rows(rows).values())
+    found = {**known, **read_rows(rows)}
+    if options.keep:
+        write_rows(KEPT, found.values())
+    measured = list(found.values())
     print_tables(measured)
     print_latency(measured, read_times(options.out))
 
@@ -53,6 +58,8 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--phase", choices=["all", "train", "accuracy", "latency", "table"], default="all")
     parser.add_argument("--only", default="", help="such as network=dncnn|vgg,training=0,draw=0,method=ours")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--afresh", action="store_true", help="forget the rows that are kept beside this program")
+    parser.add_argument("--keep", action="store_true", help="keep all rows there, for those who go on elsewhere")
     parser.add_argument("--out", type=Path, default=OUT, help="where rows are kept")
     return parser.parse_args()
 

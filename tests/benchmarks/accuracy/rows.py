@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from bottleneck_opt.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ def read_rows(path: Path) -> dict[Key, Row]:
             row = read_line(line)
             rows[row.key] = row
     return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows in an order that does not depend on when they were measured."""
+    lines = sorted(row.to_line() for row in rows)
+    write_whole(path, "".join(lines).encode())
 
 
 def matches(key: Key, only: Sequence[tuple[str, frozenset[str]]]) -> bool:

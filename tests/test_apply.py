@@ -81,7 +81,7 @@ def test_without_data_it_is_the_truncated_svd_of_the_weights_and_says_so() -> No
     best = (u[:, :rank] * s[:rank]) @ v[:rank]
     assert torch.allclose(second.get_parameter("weight") @ first.get_parameter("weight"), best, atol=1e-6)
     lost = float(s[rank:].square().sum() / s.square().sum())
-    assert result.plan.predicted_loss == pytest.approx(lost, rel=1e-3)
+    assert result.plan.predicted_loss == pytest.approx(lost, rel=2e-3)  # the curvature is damped by a thousandth
     assert any("G = S = I" in note and "calibration=" in note for note in result.notes)
     assert "noise" in result.verification.data
 

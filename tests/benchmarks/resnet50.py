@@ -56,8 +56,9 @@ def main() -> None:
     before = time_passes(model, batches)
     started = time.perf_counter()
     result = bo.optimize(
-        model, images[:1], calibration=batches, calibration_limit=len(images), budget=options.budget, progress=False
-    )
+        model, images[:1], calibration=batches, calibration_limit=len(images), budget=options.budget,
+        passes=options.passes.split(",") if options.passes else None, memory=options.memory or None, progress=False,
+    )  # fmt: skip
     total = time.perf_counter() - started
     passes = statistics.median([before, time_passes(model, batches), time_passes(model, batches)])
     layers = len(result.plan.steps)
@@ -96,6 +97,8 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=0, help="pixels a side; 0 chooses")
     parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--passes", default="", help="such as reduce,expand,tucker,spatial: factorisations only")
+    parser.add_argument("--memory", default="", help="what the covariances may take, such as 400MB")
     return parser.parse_args()
 
 

@@ -12,10 +12,11 @@ from bottleneck_opt.dropping import Dropped, drop_channels
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, propose_joints
 from bottleneck_opt.links import Links, find_links
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.outcome import Curve
 from bottleneck_opt.plan import Selection, Sharing, Step
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import Priced, Proposal, make_curve, make_sites, make_step
+from bottleneck_opt.proposing import Priced, Proposal, make_curve, make_step
 from bottleneck_opt.proposing_on_ranks import propose_on_ranks
 from bottleneck_opt.rehearsing_links import rehearse_links
 from bottleneck_opt.rehearsing_sharing import rehearse_groups

@@ -14,10 +14,11 @@ from bottleneck_opt.elimination import refit_kept
 from bottleneck_opt.errors import InputError, PassError, RewriteError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.links import Link, find_links
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.narrowing import narrow_site
 from bottleneck_opt.plan import Plan, Selection, Sharing, Step
 from bottleneck_opt.progress import Advance
-from bottleneck_opt.proposing import Priced, Proposal, ask, make_sites, make_step
+from bottleneck_opt.proposing import Priced, Proposal, ask, make_step
 from bottleneck_opt.rehearsing_links import rehearse_links
 from bottleneck_opt.rehearsing_sharing import rehearse_groups
 from bottleneck_opt.rewriting import check_plan_fits

@@ -22,8 +22,8 @@ from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import Inputs, find_tensors
 from bottleneck_opt.layers import LayerSpec, class_name, describe_layer
+from bottleneck_opt.making_sites import read_weights
 from bottleneck_opt.plan import Step
-from bottleneck_opt.proposing import read_weights
 from bottleneck_opt.rewriting import build_replacement, put_module
 from bottleneck_opt.sites import Skip, Weights
 from bottleneck_opt.working_copy import copy_model, run_on_example

@@ -17,8 +17,8 @@ from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.links import Link, Links
+from bottleneck_opt.making_sites import read_weights
 from bottleneck_opt.plan import IN_PLACE, Plan, Selection, Step
-from bottleneck_opt.proposing import read_weights
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Skip, Weights
 from bottleneck_opt.trying import find_culprit, find_difference

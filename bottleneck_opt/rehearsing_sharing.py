@@ -15,8 +15,8 @@ from torch import nn
 from bottleneck_opt.eligibility import Candidates
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.inputs import Inputs
+from bottleneck_opt.making_sites import read_weights
 from bottleneck_opt.plan import SHARED, Plan, Sharing, Step
-from bottleneck_opt.proposing import read_weights
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sharing import Group, Groups
 from bottleneck_opt.sites import Skip, Weights

@@ -31,9 +31,9 @@ from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joint.fitting import HELD_OUT, split_data
 from bottleneck_opt.links import Links
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.narrowing import predict_outputs
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import make_sites
 from bottleneck_opt.sharing import Groups
 from bottleneck_opt.sites import Site
 from bottleneck_opt.statistics import LayerStatistics, Statistics

@@ -14,9 +14,10 @@ from bottleneck_opt.choosing import Choice
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.joint import Joint
+from bottleneck_opt.making_sites import name_unfelt
 from bottleneck_opt.outcome import Provenance
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import Proposal, name_unfelt
+from bottleneck_opt.proposing import Proposal
 from bottleneck_opt.refitting import Refitted
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.stepping import Stepping

@@ -32,9 +32,9 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import view_rewritten
 from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
+from bottleneck_opt.making_sites import read_weights
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
-from bottleneck_opt.proposing import read_weights
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recorded_call import make_call
 from bottleneck_opt.refitting import Refitted

@@ -21,11 +21,12 @@ from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LayerSpec, describe_layer
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.patches import take_patches
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import make_sites, make_step, propose
+from bottleneck_opt.proposing import make_step, propose
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sampling import choose_together
 from bottleneck_opt.statistics import LayerStatistics, OutputScale, Statistics

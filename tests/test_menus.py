@@ -15,13 +15,14 @@ from bottleneck_opt.choosing import find_droppable, find_shareable
 from bottleneck_opt.costs import price_layers
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, choose_counts, group_chains, propose_joints
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.menus import list_menu
 from bottleneck_opt.narrowing import narrow_site
 from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.passes.select import Select
 from bottleneck_opt.passes.shared import Shared
-from bottleneck_opt.proposing import Priced, Proposal, make_sites, propose
+from bottleneck_opt.proposing import Priced, Proposal, propose
 from bottleneck_opt.shared_options import Share, propose_shares
 from bottleneck_opt.subject import Request, prepare_subject
 from tests.networks import Computes, conv, noise, seeded

@@ -10,6 +10,7 @@ from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.last_factor import HELD_OUT
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.outcome import Correction
 from bottleneck_opt.passes.expand import Expand
@@ -17,7 +18,7 @@ from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.passes.spatial import Spatial
 from bottleneck_opt.passes.tucker import Tucker
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import ask, make_sites, make_step
+from bottleneck_opt.proposing import ask, make_step
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.refitting import Refitted, refit
 from bottleneck_opt.rewriting import rewrite_model

@@ -19,8 +19,9 @@ from bottleneck_opt.applying import apply_plan
 from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.choosing import find_shareable
 from bottleneck_opt.common_factor import fit_common
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import make_sites, make_step
+from bottleneck_opt.proposing import make_step
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.report import render_text, report_json
 from bottleneck_opt.shared_options import make_shared_option

@@ -17,8 +17,9 @@ from bottleneck_opt.applying import apply_plan
 from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.layers import class_name
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import Priced, ask_full_rank, make_sites, make_step
+from bottleneck_opt.proposing import Priced, ask_full_rank, make_step
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.sites import Pass, Site, Skip
 from bottleneck_opt.statistics import Statistics, unit_statistics

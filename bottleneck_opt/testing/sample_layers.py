@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.layers import LINEAR, LayerSpec, describe_layer
-from bottleneck_opt.proposing import make_sites
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.sites import Site
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.working_copy import undisturbed

@@ -16,8 +16,9 @@ from bottleneck_opt.allocation import allocate
 from bottleneck_opt.applying import apply_plan
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.graph import Cost
+from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import Priced, Proposal, make_sites, make_step, propose
+from bottleneck_opt.proposing import Priced, Proposal, make_step, propose
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.refitting import refit
 from bottleneck_opt.registry import find_passes

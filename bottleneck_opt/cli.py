@@ -284,7 +284,8 @@ def profile_command(
     shape = None if input_shape is None else read_shape(input_shape)
     table = profile(find_model(model, weights), shape, timed=style is Style.COST)
     if style is Style.KERAS:
-        Console(highlight=False).print(draw_keras(table.summary))
+        console = Console(highlight=False)
+        console.print(draw_keras(table.summary, width=console.width))
         return
     typer.echo(profile_json(table.traced, table.milliseconds) if as_json else str(table))
 

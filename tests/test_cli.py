@@ -127,6 +127,16 @@ def test_profile_prints_the_summary_that_keras_prints(net: str, capsys: pytest.C
     assert "Total params: 2,768 (10.81 KB)" in printed
 
 
+def test_the_summary_of_keras_loses_no_column_in_a_narrow_terminal(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert run("profile", net, "--input", "1x3x8x8", "--style", "keras") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Conv2d" in line and "2,320 \u2502" in line for line in lines)
+    assert max(map(len, lines[:8])) == 70
+
+
 def test_the_look_of_keras_is_not_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("profile", net, "--input", "1x3x8x8", "--style", "keras", "--json") == 2
     assert "leave out --style keras" in capsys.readouterr().err

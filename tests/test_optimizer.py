@@ -534,7 +534,7 @@ def test_the_result_can_be_drawn_printed_and_saved(tmp_path: Path) -> None:
     result = run(seeded(Residual))
     for which in ("before", "after", "diff"):
         assert result.draw(which).source.startswith("digraph")
-    with pytest.raises(ValueError, match="draw: got 'sideways'; expected 'before', 'after', 'diff' or 'pass'"):
+    with pytest.raises(InputError, match="draw: got 'sideways'; expected 'before', 'after', 'diff' or 'pass'"):
         result.draw("sideways")  # type: ignore[arg-type]
     assert "MACs" in str(result)
     assert repr(result).startswith("Result(Residual, ")

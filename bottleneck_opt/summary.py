@@ -11,6 +11,7 @@ import torch
 
 from bottleneck_opt.calibrating import hash_data, hash_weights
 from bottleneck_opt.choosing import Choice
+from bottleneck_opt.diagrams.wording import loss_text
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.joint import Joint
@@ -25,6 +26,7 @@ from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
 
 ENOUGH = 0.1
+WORTH_TELLING = 0.005
 
 
 def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
@@ -79,8 +81,8 @@ def list_step_notes(stepping: Stepping) -> tuple[str, ...]:
         return ()
     kept = "were kept" if stepping.kept else "were not kept"
     return (
-        f"compressed in steps: on held-out examples the output changed by {stepping.several:.2e}, in one step by "
-        f"{stepping.one:.2e}; the steps {kept}",
+        f"compressed in steps: on held-out examples the output changed by {loss_text(stepping.several)}, in one "
+        f"step by {loss_text(stepping.one)}; the steps {kept}",
     )
 
 
@@ -94,7 +96,7 @@ def list_joint_notes(joint: Joint) -> tuple[str, ...]:
         return ("fitting all layers together to the original's outputs did not help on the held-out examples",)
     return (
         f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
-        f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",
+        f"examples the output's change fell from {loss_text(joint.before)} to {loss_text(joint.after)}",
     )
 
 
@@ -115,7 +117,10 @@ def list_data_notes(subject: Subject, statistics: Statistics) -> list[str]:
             "output change was measured on noise"
         )
     elif subject.data.noise:
-        notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
+        notes.append(
+            "calibrated on noise: real inputs can change far more than the numbers here say, which were measured on noise "
+            "too. A few of your own (calibration=) keep more accuracy; evaluate= measures it"
+        )
     return notes
 
 
@@ -141,7 +146,8 @@ def list_enough_notes(refitted: Refitted, examples: int) -> list[str]:
         return []
     worse = halved / after - 1
     verdict = f"{examples} examples were enough" if worse < ENOUGH else "more examples would help"
-    return [f"{verdict}: fitted to half of them, the refitted layers' held-out error was {worse:+.0%}"]
+    rise = f"{worse:.0%} larger" if worse >= WORTH_TELLING else "no larger"
+    return [f"{verdict}: fitted to only half of them, the refitted layers' error on held-out examples was {rise}"]
 
 
 def _unfelt_notes(proposals: Sequence[Proposal]) -> list[str]:

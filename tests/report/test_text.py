@@ -92,6 +92,21 @@ def test_without_a_metric_the_headline_tells_how_often_the_top_class_stays(agree
     assert words in " ".join(render_text(replace(residual_outcome(), verification=verification)).split())
 
 
+def test_a_change_measured_on_made_up_inputs_is_said_to_be_so_in_the_headline() -> None:
+    outcome = residual_outcome()
+    made_up = replace(outcome, provenance=replace(outcome.provenance, noise=True))
+    assert "changed by 1.2 % on made-up inputs" in " ".join(render_text(made_up).split())
+    assert "made-up" not in render_text(outcome)
+    assert "examples used for fitting" in render_text(outcome)
+    trained = Recovered(0.08, 0.02, 300, 280, "", 51, 13, "kept", noise=False)
+    assert "made-up inputs" not in render_text(replace(made_up, recovery=trained))
+
+
+def test_a_percent_sign_stays_with_its_number() -> None:
+    lines = wrap_text("x" * (WIDTH - 4) + " 100 % more")
+    assert lines == ["x" * (WIDTH - 4), "100 % more"]
+
+
 def test_more_is_not_called_fewer() -> None:
     outcome = residual_outcome()
     grown = replace(outcome.after, cost=replace(outcome.before.cost, params=outcome.before.cost.params * 2))

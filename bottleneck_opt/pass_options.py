@@ -134,7 +134,8 @@ def _find_field_fault(field: Field[Any], hint: Any) -> str:
     try:
         TypeAdapter(hint).validate_python(field.default, strict=True)
     except ValidationError:
-        return f"its field '{field.name}: {_write_type(field.type)}' has the default {field.default!r}, which is of another type"
+        written = f"{field.name}: {_write_type(field.type)}"
+        return f"its field '{written}' has the default {field.default!r}, which is of another type"
     return ""
 
 

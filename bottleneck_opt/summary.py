@@ -118,8 +118,8 @@ def list_data_notes(subject: Subject, statistics: Statistics) -> list[str]:
         )
     elif subject.data.noise:
         notes.append(
-            "calibrated on noise: real inputs can change far more than the numbers here say, which were measured on noise "
-            "too. A few of your own (calibration=) keep more accuracy; evaluate= measures it"
+            "calibrated on noise, and measured on noise: on real inputs the output can change far more. A few inputs "
+            "of your own (calibration=) keep more accuracy; evaluate= measures it"
         )
     return notes
 

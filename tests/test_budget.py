@@ -52,7 +52,7 @@ def test_what_is_no_amount_is_refused(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [1.5, 2, "1.5", "50"])
 def test_a_bare_number_above_one_is_neither_a_ratio_nor_absolute(wrong: Any) -> None:
-    with pytest.raises(BudgetError, match="expected a ratio in .* where no unit is given"):
+    with pytest.raises(BudgetError, match=r"expected a ratio in .* where no unit is given"):
         read_budget(wrong)
 
 

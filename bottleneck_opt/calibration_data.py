@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +141,11 @@ def _to_cpu(tensor: Tensor) -> Tensor:
 
 
 def _iterate(calibration: Any) -> Iterable[Any]:
+    if isinstance(calibration, np.ndarray):
+        raise InputError(
+            f"calibration: got a numpy array of shape {calibration.shape}; expected a Tensor or an iterable of "
+            "batches. Pass torch.from_numpy(data)."
+        )
     if isinstance(calibration, Pictures):
         calibration = calibration.inputs
     if isinstance(calibration, Tensor):

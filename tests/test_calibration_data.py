@@ -283,3 +283,8 @@ def test_data_that_the_model_fails_on_is_called_calibration() -> None:
 def test_the_batches_of_data_without_an_example_must_agree() -> None:
     with pytest.raises(InputError, match="calibration batch 1: got Tensor 3x4x4"):
         optimize(seeded(lambda: conv(3, 8)), calibration=[DATA[:4], DATA[0]], progress=False)
+
+
+def test_a_numpy_array_is_to_be_made_a_tensor() -> None:
+    with pytest.raises(InputError, match=r"numpy array of shape \(20, 3, 4, 4\).* Pass torch\.from_numpy"):
+        read(DATA.numpy())

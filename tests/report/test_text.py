@@ -61,6 +61,11 @@ def test_what_the_output_change_means_is_said_below_the_numbers() -> None:
     assert "mean squared change of the output, as a share of the output's variance" in head
 
 
+def test_what_a_rank_counts_is_said_below_the_layers() -> None:
+    layers = render_text(residual_outcome()).split("\n\n")[1]
+    assert "rank: channels kept between the new layers" in layers
+
+
 def test_an_output_change_that_was_not_measured_is_said_to_be_so() -> None:
     outcome = residual_outcome()
     text = render_text(replace(outcome, verification=replace(outcome.verification, measured_change=None)))

@@ -60,8 +60,9 @@ def find_preparation(model: nn.Module, channels: int, transforms: Any = None) ->
         'not normalised: values from 0 to 1'
     """
     for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, name, None)
-        if isinstance(config, Mapping) and len(config.get("mean") or ()) == channels:
+        given = getattr(model, name, None)
+        config: Mapping[str, Any] = given if isinstance(given, Mapping) else getattr(given, "__dict__", {})
+        if len(config.get("mean") or ()) == channels:
             crop, way = config.get("crop_pct") or 1.0, config.get("interpolation")
             found = Preparation((), (), "", float(crop), way if way in _FILTERS else "bilinear")
             return _normalised(found, config["mean"], config["std"], f"mean and std of the model's {name}")

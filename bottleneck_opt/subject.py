@@ -26,8 +26,8 @@ from bottleneck_opt.layers import class_name
 from bottleneck_opt.plan import Argument
 from bottleneck_opt.recorded_call import describe_arguments
 from bottleneck_opt.rehearsing import rehearse
-from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, runs_on, trace_working
-from bottleneck_opt.working_copy import copy_to_device, model_device, run_on_example, working_inputs
+from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, find_fault, runs_on, trace_working
+from bottleneck_opt.working_copy import copy_to_device, model_device, working_inputs
 
 _NO_GRAPH = (
     "A shared bottleneck stands between modules and needs this graph: leave 'shared' out of passes=, which keeps the "
@@ -127,12 +127,12 @@ def _choose_from_data(working: nn.Module, data: CalibrationData) -> tuple[Inputs
         InputError: The model runs on neither.
     """
     calls = [working_inputs(call, working, model_device(working)) for call in list_first(data)]
+    faults = []
     for call, words in zip(calls, ("example", "batch"), strict=True):
-        if runs_on(working, call):
+        faults.append(find_fault(working, call, what="calibration"))
+        if not faults[-1]:
             return call, (f"inputs: {call.describe()}, the first {words} of the calibration data",)
-    with torch.no_grad():
-        run_on_example(working, calls[0], what="calibration")
-    raise AssertionError("the model ran after all")
+    raise InputError(faults[0])
 
 
 def _check_batches(whole: nn.Module, recorded: nn.Module, data: CalibrationData, example: Inputs) -> None:

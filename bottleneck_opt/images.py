@@ -67,7 +67,8 @@ def find_preparation(model: nn.Module, channels: int, transforms: Any = None) ->
             found = Preparation((), (), "", float(crop), way if way in _FILTERS else "bilinear")
             return _normalised(found, config["mean"], config["std"], f"mean and std of the model's {name}")
     if len(getattr(transforms, "mean", None) or ()) == channels:
-        crop = _first(getattr(transforms, "crop_size", 1)) / _first(getattr(transforms, "resize_size", 1))
+        cut, side = getattr(transforms, "crop_size", None), getattr(transforms, "resize_size", None)
+        crop = _first(cut) / _first(side) if cut and side else 1.0  # segmentation resizes only
         way = str(getattr(getattr(transforms, "interpolation", None), "value", "bilinear"))
         found = Preparation((), (), "", crop, way if way in _FILTERS else "bilinear")
         return _normalised(found, transforms.mean, transforms.std, "mean and std of torchvision's weights")

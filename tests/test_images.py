@@ -78,6 +78,7 @@ def test_a_model_of_one_channel_gets_grey_images(tmp_path: Path) -> None:
 
 
 CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.1, 0.1), "crop_pct": 0.9, "interpolation": "bicubic"}
+SEGMENTS = SimpleNamespace(mean=[0.3] * 3, std=[0.2] * 3, resize_size=[520])
 CLASSIFIES = SimpleNamespace(mean=[0.4] * 3, std=[0.2] * 3, crop_size=[224], resize_size=[256])
 
 
@@ -86,6 +87,7 @@ CLASSIFIES = SimpleNamespace(mean=[0.4] * 3, std=[0.2] * 3, crop_size=[224], res
     [
         ({"pretrained_cfg": CONFIG}, CLASSIFIES, 3, (0.5,) * 3, 0.9, "model's pretrained_cfg"),
         ({"pretrained_cfg": SimpleNamespace(**CONFIG)}, None, 3, (0.5,) * 3, 0.9, "model's pretrained_cfg"),
+        ({}, SEGMENTS, 3, (0.3,) * 3, 1.0, "torchvision's weights"),
         ({}, CLASSIFIES, 3, (0.4,) * 3, 0.875, "torchvision's weights"),
         ({}, SimpleNamespace(), 3, IMAGENET[0], 1.0, "ImageNet, the model names none"),
         ({"default_cfg": CONFIG}, None, 1, (), 1.0, "values from 0 to 1"),

@@ -72,6 +72,8 @@ def find_preparation(model: nn.Module, channels: int, transforms: Any = None) ->
         way = str(getattr(getattr(transforms, "interpolation", None), "value", "bilinear"))
         found = Preparation((), (), "", crop, way if way in _FILTERS else "bilinear")
         return _normalised(found, transforms.mean, transforms.std, "mean and std of torchvision's weights")
+    if transforms is not None and not hasattr(transforms, "mean"):
+        return Preparation((), (), "values from 0 to 1, which torchvision's detectors normalise themselves")
     if channels == 3:
         return _normalised(Preparation((), (), ""), *IMAGENET, "mean and std of ImageNet, the model names none")
     return Preparation((), (), "not normalised: values from 0 to 1")

@@ -194,7 +194,7 @@ def read_calibration_folder(folder: Path, model: nn.Module, name: str, example: 
 
     Args:
         folder: Where they are.
-        model: It may say how it wants them; it is not run.
+        model: It may say how it wants them. Where no size is known, a copy is run to find one.
         name: What it is called on the command line.
         example: Of the size that they get; None for the one that the model says, or that is found to run.
         limit: Images read at most.
@@ -203,12 +203,16 @@ def read_calibration_folder(folder: Path, model: nn.Module, name: str, example: 
         FileError, InputError: As for :func:`bottleneck_opt.images.read_images`.
         ModelError: No size is given and none is found.
     """
-    sized = ""
-    if example is None:
+    transforms = _find_transforms(name)
+    cut = getattr(transforms, "crop_size", None)
+    if example is not None:
+        shape, sized = tuple(example.shape[1:]), ""
+    elif cut:
+        shape, sized = (3, cut[0], cut[0]), "; size from torchvision's weights, --input sets another"
+    else:
         call, (note,) = choose_inputs(working_copy(model), None)
-        example, sized = call.tensors()[0], f"; size {note.rpartition(', ')[2]}, --input sets another"
-    shape = tuple(example.shape[1:])
-    preparation = find_preparation(model, shape[0] if shape else 0, _find_transforms(name))
+        shape, sized = tuple(call.tensors()[0].shape[1:]), f"; size {note.rpartition(', ')[2]}, --input sets another"
+    preparation = find_preparation(model, shape[0] if shape else 0, transforms)
     read = read_images(folder, shape, preparation, limit=limit)
     return replace(read, note=f"{read.note}{sized}")
 

@@ -89,7 +89,8 @@ CLASSIFIES = SimpleNamespace(mean=[0.4] * 3, std=[0.2] * 3, crop_size=[224], res
         ({"pretrained_cfg": SimpleNamespace(**CONFIG)}, None, 3, (0.5,) * 3, 0.9, "model's pretrained_cfg"),
         ({}, SEGMENTS, 3, (0.3,) * 3, 1.0, "torchvision's weights"),
         ({}, CLASSIFIES, 3, (0.4,) * 3, 0.875, "torchvision's weights"),
-        ({}, SimpleNamespace(), 3, IMAGENET[0], 1.0, "ImageNet, the model names none"),
+        ({}, SimpleNamespace(), 3, (), 1.0, "detectors normalise themselves"),
+        ({}, None, 3, IMAGENET[0], 1.0, "ImageNet, the model names none"),
         ({"default_cfg": CONFIG}, None, 1, (), 1.0, "values from 0 to 1"),
     ],
 )

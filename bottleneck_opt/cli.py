@@ -62,7 +62,8 @@ Calibration = Annotated[
     typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0, or a folder of images."),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of it.")
+    str | None,
+    typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of what is free."),
 ]
 Limit = Annotated[int, typer.Option(help="Examples read at most.")]
 Include = Annotated[list[str] | None, typer.Option(help="Only these module paths (glob; may be repeated).")]

@@ -50,7 +50,8 @@ def list_notes(
     notes = [*subject.notes, *subject.traced.notes]
     notes.extend(_unfelt_notes(choice.proposals))
     notes.extend(_refit_notes(refitted))
-    notes.extend(list_enough_notes(refitted, subject.data.examples))
+    if not subject.data.noise:
+        notes.extend(list_enough_notes(refitted, subject.data.examples))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")
     allocation = choice.allocation

@@ -159,6 +159,7 @@ def test_a_model_alone_is_enough() -> None:
     assert result.after.cost.macs <= 0.5 * result.before.cost.macs
     assert any("Tensor 1x3x224x224 float32, noise, from the first convolution" in note for note in result.notes)
     assert any("calibrated on noise" in note for note in result.notes)
+    assert not any("were enough" in note or "more examples would help" in note for note in result.notes)
     assert result.verification.kl is not None
     assert result.verification.examples == 32
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from bottleneck_opt.errors import BudgetError, NotAvailableError
 from bottleneck_opt.graph import Cost
@@ -96,12 +97,21 @@ def read_budget(given: float | str | Budget | Mapping[str, Amount] | None) -> tu
         return _from_amounts(given), True
     if isinstance(given, str) and "=" in given:
         return _from_amounts(_split(given)), True
-    if isinstance(given, int | float) and 1 < given < math.inf:
+    _refuse_number(given)
+    return Budget(macs=given), True
+
+
+def _refuse_number(given: Any) -> None:
+    """Raise BudgetError for a bare number above 1: it is neither a ratio nor has it a unit."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        return
+    if 1 < number < math.inf:
         raise BudgetError(
             f"budget: got {given}; expected a ratio in (0, 1] where no unit is given. "
             "Write 0.5 for half the MACs, or 'macs=2G' for an absolute number."
         )
-    return Budget(macs=given), True
 
 
 def _split(text: str) -> dict[str, Amount]:

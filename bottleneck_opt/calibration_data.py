@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bottleneck_opt.errors import InputError
+from bottleneck_opt.images import Pictures
 from bottleneck_opt.inputs import Inputs, batch_size, check_has_values, noise_batches, stretch_batch
 from bottleneck_opt.tracing import check_finite
 
@@ -30,12 +32,14 @@ class CalibrationData:
         examples: How many examples they hold, counted along axis 0.
         description: In words, where they came from.
         noise: They were made up.
+        notes: What else a careful user should know of them.
     """
 
     batches: tuple[Inputs, ...]
     examples: int
     description: str
     noise: bool = False
+    notes: tuple[str, ...] = ()
 
     def take(self, most: int) -> CalibrationData:
         """The first batches, until they hold so many examples; all of them where they are fewer."""
@@ -67,23 +71,45 @@ def read_calibration(
     Raises:
         InputError: The data is empty, of the wrong kind or shape, or holds NaN or Inf, or cannot be read.
     """
-    _check_limit(limit)
     if calibration is None:
+        _check_limit(limit)
         larger = stretch_batch(example, min(choose_batch(example.tensors()[0][:1]), limit, noise_examples))
         form = larger if runs(larger) else example
         batches = noise_batches(form.map(_to_cpu), examples=min(noise_examples, limit), seed=seed)
         count = sum(batch_size(batch) for batch in batches)
         return CalibrationData(tuple(batches), count, f"{count} examples of Gaussian noise", noise=True)
-    batches = _take(_iterate(calibration), lambda batch: _read_batch(batch, example, given), limit)
+    return read_examples(calibration, example, given=given, limit=limit)
+
+
+def read_examples(calibration: Any, example: Inputs | None = None, *, given: Any = None, limit: int) -> CalibrationData:
+    """The user's data; where there is no example call to compare it with, all of it has the form of its first example.
+
+    Args:
+        calibration, given, limit: As for :func:`read_calibration`.
+        example: The example call; None for batches of which a Tensor is the only argument.
+
+    Raises:
+        InputError: As for :func:`read_calibration`.
+    """
+    _check_limit(limit)
+    batches = _take(_iterate(calibration), lambda batch: _read_batch(batch, example or Inputs(), given), limit)
     if not batches:
         raise InputError(
             f"calibration: the {type(calibration).__name__} holds no batch; expected at least one example. "
             "Pass unlabelled inputs, or leave calibration= out to use noise."
         )
+    form = example or _cut(batches[0], 1)
     for index, batch in enumerate(batches):
-        _check_batch(batch, example, f"calibration batch {index}")
+        _check_batch(batch, form, f"calibration batch {index}")
     count = sum(batch_size(batch) for batch in batches)
+    if isinstance(calibration, Pictures):
+        return CalibrationData(tuple(batches), count, f"{count} unlabelled images", notes=(calibration.note,))
     return CalibrationData(tuple(batches), count, f"{count} unlabelled examples")
+
+
+def list_first(data: CalibrationData) -> tuple[Inputs, Inputs]:
+    """Calls that stand for the data: its first example alone, and its first batch, for a model that needs several."""
+    return _cut(data.batches[0], 1), data.batches[0]
 
 
 def _check_limit(limit: object) -> None:
@@ -115,6 +141,13 @@ def _to_cpu(tensor: Tensor) -> Tensor:
 
 
 def _iterate(calibration: Any) -> Iterable[Any]:
+    if isinstance(calibration, np.ndarray):
+        raise InputError(
+            f"calibration: got a numpy array of shape {calibration.shape}; expected a Tensor or an iterable of "
+            "batches. Pass torch.from_numpy(data)."
+        )
+    if isinstance(calibration, Pictures):
+        calibration = calibration.inputs
     if isinstance(calibration, Tensor):
         return calibration.split(choose_batch(calibration[:1])) if calibration.dim() and len(calibration) else ()
     if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):

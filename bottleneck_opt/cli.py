@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor, nn
 
 from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.checking import check_limits, measure_again, read_limit, render_verdicts, verdicts_json
@@ -28,7 +29,14 @@ from bottleneck_opt.reading import find_example, load_saved, read_report
 from bottleneck_opt.registry import Listed, list_passes
 from bottleneck_opt.report import draw_keras, profile_json, report_json
 from bottleneck_opt.result import Result
-from bottleneck_opt.sources import find_function, find_model, one_line, read_calibration_file, read_shape
+from bottleneck_opt.sources import (
+    find_function,
+    find_model,
+    one_line,
+    read_calibration_file,
+    read_calibration_folder,
+    read_shape,
+)
 from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
 
@@ -43,12 +51,19 @@ Model = Annotated[
     str, typer.Argument(help="torchvision:resnet50, timm:resnet50, package.module:factory or file.py:factory.")
 ]
 Weights = Annotated[str | None, typer.Option(help="State dict: .safetensors, or .pt (read without unpickling).")]
-Shape = Annotated[str | None, typer.Option("--input", help="Shape of one example call, such as 1x3x224x224.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        "--input", help="Shape of one example call, such as 1x3x224x224. Default: that of the calibration data."
+    ),
+]
 Calibration = Annotated[
-    str | None, typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0.")
+    str | None,
+    typer.Option(help="Unlabelled inputs: .npy or .safetensors, examples along axis 0, or a folder of images."),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of it.")
+    str | None,
+    typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of what is free."),
 ]
 Limit = Annotated[int, typer.Option(help="Examples read at most.")]
 Include = Annotated[list[str] | None, typer.Option(help="Only these module paths (glob; may be repeated).")]
@@ -139,10 +154,11 @@ def optimize_command(
     with joined_ranks() as ranks:
         found = find_model(model, weights)
         ranks.share_weights(found)
+        example = None if input_shape is None else read_shape(input_shape)
         result = optimize(
             found,
-            None if input_shape is None else read_shape(input_shape),
-            calibration=None if calibration is None else read_calibration_file(calibration),
+            example,
+            calibration=_read_data(calibration, found, model, example, calibration_limit),
             calibration_limit=calibration_limit, statistics=statistics, budget=budget,
             passes=passes, include=include or None, exclude=exclude or None,
             evaluate=None if evaluate is None else find_function(evaluate), max_drop=max_drop, recover=recover,
@@ -176,10 +192,11 @@ def calibrate_command(
     with joined_ranks() as ranks:
         found = find_model(model, weights)
         ranks.share_weights(found)
+        example = None if input_shape is None else read_shape(input_shape)
         statistics = calibrate(
             found,
-            None if input_shape is None else read_shape(input_shape),
-            calibration=None if calibration is None else read_calibration_file(calibration),
+            example,
+            calibration=_read_data(calibration, found, model, example, calibration_limit),
             calibration_limit=calibration_limit, include=include or None, exclude=exclude or None, memory=memory,
             device=device, seed=seed, progress=ranks.is_first, ranks=ranks,
         )  # fmt: skip
@@ -206,16 +223,25 @@ def apply_command(
     as_json: AsJson = False,
 ) -> None:
     """Carry the same plan out on other weights of the model, such as those of a later training."""
+    found = find_model(model, weights)
+    example = find_example(plan) if input_shape is None else read_shape(input_shape)
     result = apply(
         plan,
-        find_model(model, weights),
-        find_example(plan) if input_shape is None else read_shape(input_shape),
-        calibration=None if calibration is None else read_calibration_file(calibration),
+        found,
+        example,
+        calibration=_read_data(calibration, found, model, example, calibration_limit),
         calibration_limit=calibration_limit, passes=None if passes is None else passes.split(","),
         evaluate=None if evaluate is None else find_function(evaluate), memory=memory, device=device, seed=seed,
         progress=not as_json,
     )  # fmt: skip
     _write_result(result, out, as_json=as_json)
+
+
+def _read_data(given: str | None, model: nn.Module, name: str, example: Tensor | None, limit: int) -> Any:
+    if given is None:
+        return None
+    path = Path(given)
+    return read_calibration_folder(path, model, name, example, limit) if path.is_dir() else read_calibration_file(path)
 
 
 def _write_result(result: Result, out: Path, *, as_json: bool) -> None:
@@ -284,7 +310,8 @@ def profile_command(
     shape = None if input_shape is None else read_shape(input_shape)
     table = profile(find_model(model, weights), shape, timed=style is Style.COST)
     if style is Style.KERAS:
-        Console(highlight=False).print(draw_keras(table.summary))
+        console = Console(highlight=False)
+        console.print(draw_keras(table.summary, width=console.width))
         return
     typer.echo(profile_json(table.traced, table.milliseconds) if as_json else str(table))
 

@@ -182,7 +182,7 @@ def batch_size(inputs: Inputs) -> int:
     return next((tensor.shape[0] for tensor in inputs.tensors() if tensor.dim()), 1)
 
 
-def infer_inputs(model: nn.Module, runs: Callable[[Inputs], bool]) -> tuple[Inputs, str]:
+def infer_inputs(model: nn.Module, fault: Callable[[Inputs], str]) -> tuple[Inputs, str]:
     """An example input when the user gave none, and a sentence that says where it came from.
 
     The model's own hints come first (timm ``default_cfg``, Lightning ``example_input_array``, transformers ``config``),
@@ -190,7 +190,7 @@ def infer_inputs(model: nn.Module, runs: Callable[[Inputs], bool]) -> tuple[Inpu
 
     Args:
         model: The model.
-        runs: Says whether the model runs on an input.
+        fault: Says why the model does not run on an input; empty where it does.
 
     Raises:
         ModelError: Nothing fits.
@@ -198,12 +198,15 @@ def infer_inputs(model: nn.Module, runs: Callable[[Inputs], bool]) -> tuple[Inpu
     example = getattr(model, "example_input_array", None)
     if isinstance(example, Tensor | tuple | Mapping):
         return read_inputs(example, values=not is_without_values(model)), "inputs: the model's own example_input_array"
+    faults = []
     for inputs, source in _guesses(model):
-        if runs(inputs):
+        faults.append(fault(inputs))
+        if not faults[-1]:
             return inputs, f"inputs: {inputs.describe()}, noise, from {source}"
+    first = f" The first of them: {faults[0]}" if faults else " Pass inputs=, one example call of the model."
     raise ModelError(
         f"{type(model).__name__}: no input was given and none of the guesses ran (a first Conv2d fed with pixels of "
-        f"size {', '.join(map(str, _SIZES_2D))}). Pass inputs=, one example call of the model."
+        f"size {', '.join(map(str, _SIZES_2D))}).{first}"
     )
 
 

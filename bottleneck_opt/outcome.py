@@ -285,3 +285,9 @@ class Outcome:
     frontier: tuple[Tradeoff, ...] = field(default=(), kw_only=True)
     curves: tuple[Curve, ...] = field(default=(), kw_only=True)
     promise: Promise | None = field(default=None, kw_only=True)
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the output change was measured on noise, so that it tells little about the user's inputs."""
+        trained_on_data = self.recovery is not None and not self.recovery.noise
+        return self.provenance.noise and not trained_on_data

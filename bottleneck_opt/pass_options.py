@@ -47,9 +47,19 @@ def list_options(owner: object) -> tuple[PassOption, ...]:
         ['steps: int = 8']
     """
     return tuple(
-        PassOption(field.name, str(field.type), "" if field.default is MISSING else repr(field.default))
+        PassOption(field.name, _write_type(field.type), "" if field.default is MISSING else repr(field.default))
         for field in _fields(owner)
     )
+
+
+def _write_type(annotation: object) -> str:
+    """A field's type as it is written; it is a class where the pass's file does not postpone its annotations.
+
+    Example:
+        >>> _write_type(int), _write_type("int | None"), _write_type(int | None)
+        ('int', 'int | None', 'int | None')
+    """
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def split_request(text: str) -> tuple[str, dict[str, str]]:
@@ -120,11 +130,12 @@ def _find_field_fault(field: Field[Any], hint: Any) -> str:
     if field.default is MISSING:
         return f"its field '{field.name}' has no plain default value"
     if not _is_plain(hint):
-        return f"its field '{field.name}' is a {field.type}, which cannot be written on a command line"
+        return f"its field '{field.name}' is a {_write_type(field.type)}, which cannot be written on a command line"
     try:
         TypeAdapter(hint).validate_python(field.default, strict=True)
     except ValidationError:
-        return f"its field '{field.name}: {field.type}' has the default {field.default!r}, which is of another type"
+        written = f"{field.name}: {_write_type(field.type)}"
+        return f"its field '{written}' has the default {field.default!r}, which is of another type"
     return ""
 
 

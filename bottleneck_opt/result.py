@@ -60,8 +60,7 @@ class Result(Outcome):
                 ``result.model``. Nothing is timed here.
 
         Raises:
-            ValueError: ``which`` is something else.
-            InputError: Another argument is, the layer at ``path`` was not rewritten, or timings are missing.
+            InputError: An argument is something else, the layer at ``path`` was not rewritten, or timings are missing.
 
         Example:
             ``result.draw("pass", "layer3.0.conv2", theme="dark")``
@@ -71,7 +70,7 @@ class Result(Outcome):
         if which == "pass":
             return draw_rewrite(self, path, look)
         if which not in _DRAWINGS:
-            raise ValueError(f"draw: got {which!r}; expected 'before', 'after', 'diff' or 'pass'.")
+            raise InputError(f"draw: got {which!r}; expected 'before', 'after', 'diff' or 'pass'. Write draw('diff').")
         if path is not None:
             raise InputError(f"draw({which!r}): got path={path!r}, which is for 'pass'. Write draw('pass', {path!r}).")
         return _DRAWINGS[which](self, look)

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bottleneck_opt.errors import FileError, InputError, ModelError, NotAvailableError
+from bottleneck_opt.errors import FileError, InputError, ModelError
+from bottleneck_opt.images import Pictures, find_preparation, read_images
+from bottleneck_opt.tracing import choose_inputs
+from bottleneck_opt.working_copy import working_copy
 
 _ZOOS = ("torchvision", "timm")
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -185,24 +189,66 @@ def read_shape(text: str) -> Tensor:
     return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0), device="cpu")
 
 
-def read_calibration_file(name: str) -> Tensor:
+def read_calibration_folder(folder: Path, model: nn.Module, name: str, example: Tensor | None, limit: int) -> Pictures:
+    """The images of a folder as inputs of a model.
+
+    Args:
+        folder: Where they are.
+        model: It may say how it wants them. Where no size is known, a copy is run to find one.
+        name: What it is called on the command line.
+        example: Of the size that they get; None for the one that the model says, or that is found to run.
+        limit: Images read at most.
+
+    Raises:
+        FileError, InputError: As for :func:`bottleneck_opt.images.read_images`.
+        ModelError: No size is given and none is found.
+    """
+    transforms = _find_transforms(name)
+    cut = getattr(transforms, "crop_size", None)
+    if example is not None:
+        shape, sized = tuple(example.shape[1:]), ""
+    elif cut:
+        shape, sized = (3, cut[0], cut[0]), "; size from torchvision's weights, --input sets another"
+    else:
+        call, (note,) = choose_inputs(working_copy(model), None)
+        shape, sized = tuple(call.tensors()[0].shape[1:]), f"; size {note.rpartition(', ')[2]}, --input sets another"
+    preparation = find_preparation(model, shape[0] if shape else 0, transforms)
+    read = read_images(folder, shape, preparation, limit=limit)
+    return replace(read, note=f"{read.note}{sized}")
+
+
+def _find_transforms(name: str) -> Any:
+    """What torchvision prepares images with for the weights of a model; None where there are no such."""
+    zoo, _, model = name.partition(":")
+    if zoo != "torchvision":
+        return None
+    try:
+        return importlib.import_module("torchvision.models").get_model_weights(model).DEFAULT.transforms()
+    except (ImportError, RuntimeError, ValueError, AttributeError):  # not every model has weights
+        return None
+
+
+def read_calibration_file(path: Path) -> Tensor:
     """A tensor of calibration inputs from ``.npy`` or ``.safetensors``.
 
     Raises:
         FileError: It cannot be read or holds something else.
-        NotAvailableError: It is a folder of images.
     """
-    path = Path(name)
-    if path.is_dir():
-        raise NotAvailableError(
-            f"--calibration {name}: this version reads no image folders. "
-            "Save the model's own preprocessed inputs as one .npy or .safetensors file, examples along axis 0."
+    if not path.exists():
+        raise FileError(
+            f"{path}: calibration data cannot be read: no such file or folder. "
+            "Name a .npy or .safetensors file, or a folder of images."
         )
     if path.suffix == ".npy":
         return _read_numpy(path)
-    tensors = _read_tensors(path, "calibration data", expected=".npy or .safetensors, examples along axis 0")
+    tensors = _read_tensors(
+        path, "calibration data", expected=".npy or .safetensors, examples along axis 0, or a folder"
+    )
     if len(tensors) != 1:
-        raise FileError(f"{path}: holds {len(tensors)} tensors; expected one, examples along axis 0.")
+        raise FileError(
+            f"{path}: holds {len(tensors)} tensors; expected one, examples along axis 0. "
+            "Save the inputs alone, preprocessed as the model takes them."
+        )
     return next(iter(tensors.values()))
 
 

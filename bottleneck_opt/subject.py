@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bottleneck_opt.calibration_data import CalibrationData, choose_noise_examples, place_batch, read_calibration
+from bottleneck_opt.calibration_data import (
+    CalibrationData,
+    choose_noise_examples,
+    list_first,
+    place_batch,
+    read_calibration,
+    read_examples,
+)
 from bottleneck_opt.eligibility import Candidates, find_candidates
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
@@ -19,8 +26,8 @@ from bottleneck_opt.layers import class_name
 from bottleneck_opt.plan import Argument
 from bottleneck_opt.recorded_call import describe_arguments
 from bottleneck_opt.rehearsing import rehearse
-from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, runs_on, trace_working
-from bottleneck_opt.working_copy import copy_to_device
+from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, find_fault, runs_on, trace_working
+from bottleneck_opt.working_copy import copy_to_device, model_device, working_inputs
 
 _NO_GRAPH = (
     "A shared bottleneck stands between modules and needs this graph: leave 'shared' out of passes=, which keeps the "
@@ -78,16 +85,17 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
         ModelError, InputError, PatternError: What was asked for cannot be used.
     """
     name = class_name(original)
-    original = build_lazy_layers(original, request.inputs)
+    data = _read_data_alone(request)
+    original = build_lazy_layers(original, request.inputs if data is None else list_first(data)[0])
     working = copy_to_device(original, request.device)
-    example, notes = choose_inputs(working, request.inputs)
+    example, notes = choose_inputs(working, request.inputs) if data is None else _choose_from_data(working, data)
     whole = working
     if as_graph:
         recorded = record_as_module(original, working, example, _NO_GRAPH)
         notes = (*notes, *_tell_about_graph(original, recorded, example))
         original, working = recorded, copy_to_device(recorded, request.device)
     traced = trace_working(working, example)
-    data = read_calibration(
+    data = data or read_calibration(
         request.calibration,
         example,
         given=request.inputs,
@@ -101,7 +109,30 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     refused = rehearse(working, example, candidates)
     arguments = describe_arguments(example) if as_graph else None
+    notes = (*notes, *data.notes)
     return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments)
+
+
+def _read_data_alone(request: Request) -> CalibrationData | None:
+    """The data, where it comes without an example call: it tells what a call looks like. None elsewhere."""
+    if request.inputs is not None or request.calibration is None:
+        return None
+    return read_examples(request.calibration, limit=request.limit)
+
+
+def _choose_from_data(working: nn.Module, data: CalibrationData) -> tuple[Inputs, tuple[str, ...]]:
+    """The first example of the data, or its first batch where the model does not run on one alone.
+
+    Raises:
+        InputError: The model runs on neither.
+    """
+    calls = [working_inputs(call, working, model_device(working)) for call in list_first(data)]
+    faults = []
+    for call, words in zip(calls, ("example", "batch"), strict=True):
+        faults.append(find_fault(working, call, what="calibration"))
+        if not faults[-1]:
+            return call, (f"inputs: {call.describe()}, the first {words} of the calibration data",)
+    raise InputError(faults[0])
 
 
 def _check_batches(whole: nn.Module, recorded: nn.Module, data: CalibrationData, example: Inputs) -> None:

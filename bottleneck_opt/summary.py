@@ -11,6 +11,7 @@ import torch
 
 from bottleneck_opt.calibrating import hash_data, hash_weights
 from bottleneck_opt.choosing import Choice
+from bottleneck_opt.diagrams.wording import loss_text
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.joint import Joint
@@ -26,6 +27,7 @@ from bottleneck_opt.version import __version__
 from bottleneck_opt.working_copy import model_device
 
 ENOUGH = 0.1
+WORTH_TELLING = 0.005
 
 
 def list_checks(plan: Plan, after: Traced, view: GraphView) -> tuple[str, ...]:
@@ -49,7 +51,8 @@ def list_notes(
     notes = [*subject.notes, *subject.traced.notes]
     notes.extend(_unfelt_notes(choice.proposals))
     notes.extend(_refit_notes(refitted))
-    notes.extend(list_enough_notes(refitted, subject.data.examples))
+    if not subject.data.noise:
+        notes.extend(list_enough_notes(refitted, subject.data.examples))
     if measured is None:
         notes.append("the output has no floating values that vary: its change could not be measured")
     allocation = choice.allocation
@@ -80,8 +83,8 @@ def list_step_notes(stepping: Stepping) -> tuple[str, ...]:
         return ()
     kept = "were kept" if stepping.kept else "were not kept"
     return (
-        f"compressed in steps: on held-out examples the output changed by {stepping.several:.2e}, in one step by "
-        f"{stepping.one:.2e}; the steps {kept}",
+        f"compressed in steps: on held-out examples the output changed by {loss_text(stepping.several)}, in one "
+        f"step by {loss_text(stepping.one)}; the steps {kept}",
     )
 
 
@@ -95,7 +98,7 @@ def list_joint_notes(joint: Joint) -> tuple[str, ...]:
         return ("fitting all layers together to the original's outputs did not help on the held-out examples",)
     return (
         f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
-        f"examples the output's change fell from {joint.before:.2e} to {joint.after:.2e}",
+        f"examples the output's change fell from {loss_text(joint.before)} to {loss_text(joint.after)}",
     )
 
 
@@ -116,7 +119,10 @@ def list_data_notes(subject: Subject, statistics: Statistics) -> list[str]:
             "output change was measured on noise"
         )
     elif subject.data.noise:
-        notes.append("calibrated on noise: a few real images (calibration=) keep more accuracy")
+        notes.append(
+            "calibrated on noise, and measured on noise: on real inputs the output can change far more. A few inputs "
+            "of your own (calibration=) keep more accuracy; evaluate= measures it"
+        )
     return notes
 
 
@@ -142,7 +148,8 @@ def list_enough_notes(refitted: Refitted, examples: int) -> list[str]:
         return []
     worse = halved / after - 1
     verdict = f"{examples} examples were enough" if worse < ENOUGH else "more examples would help"
-    return [f"{verdict}: fitted to half of them, the refitted layers' held-out error was {worse:+.0%}"]
+    rise = f"{worse:.0%} larger" if worse >= WORTH_TELLING else "no larger"
+    return [f"{verdict}: fitted to only half of them, the refitted layers' error on held-out examples was {rise}"]
 
 
 def _unfelt_notes(proposals: Sequence[Proposal]) -> list[str]:

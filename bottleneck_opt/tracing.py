@@ -89,15 +89,15 @@ def build_lazy_layers(model: nn.Module, inputs: Any) -> nn.Module:
         return model
     if inputs is not None:
         return materialise(model, read_inputs(inputs))
-    return materialise(model, infer_inputs(model, lambda candidate: _can_be_built(model, candidate))[0])
+    return materialise(model, infer_inputs(model, lambda candidate: _find_building_fault(model, candidate))[0])
 
 
-def _can_be_built(model: nn.Module, inputs: Inputs) -> bool:
+def _find_building_fault(model: nn.Module, inputs: Inputs) -> str:
     try:
         materialise(model, inputs)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def choose_inputs(working: nn.Module, given: Any) -> tuple[Inputs, tuple[str, ...]]:
@@ -105,18 +105,23 @@ def choose_inputs(working: nn.Module, given: Any) -> tuple[Inputs, tuple[str, ..
     device = model_device(working)
     if given is not None:
         return working_inputs(read_inputs(given, values=device.type != "meta"), working, device), ()
-    inputs, note = infer_inputs(working, lambda candidate: runs_on(working, candidate))
+    inputs, note = infer_inputs(working, lambda candidate: find_fault(working, candidate))
     return working_inputs(inputs, working, device), (note,)
 
 
 def runs_on(working: nn.Module, inputs: Inputs) -> bool:
     """Whether a copy that may be run freely runs on this input."""
+    return not find_fault(working, inputs)
+
+
+def find_fault(working: nn.Module, inputs: Inputs, *, what: str = "inputs") -> str:
+    """Why a copy that may be run freely does not run on this input, which is called ``what``; empty where it does."""
     try:
         with torch.no_grad():
-            run_on_example(working, inputs)
-    except InputError:
-        return False
-    return True
+            run_on_example(working, inputs, what=what)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def with_notes(traced: Traced, notes: tuple[str, ...]) -> Traced:

@@ -35,6 +35,7 @@ from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.making_sites import read_weights
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
+from bottleneck_opt.reading import find_example
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recorded_call import make_call
 from bottleneck_opt.refitting import Refitted
@@ -81,7 +82,8 @@ def apply(
     Args:
         plan: From ``result.plan``, or the plan.json (or its folder) that ``result.save()`` wrote.
         model: The model with the other weights, built with the same arguments. It is not run and not changed.
-        inputs, calibration_limit, evaluate, recipe, memory, device, progress: As for :func:`optimize`.
+        inputs: As for :func:`optimize`. Where it and ``calibration`` are None, what a report beside the plan says.
+        calibration_limit, evaluate, recipe, memory, device, progress: As for :func:`optimize`.
         calibration: Unlabelled data that the layers are fitted to, as for :func:`optimize`. None fits to the weights
             alone, which keeps far less accuracy.
         passes: The passes that the plan was made with, where they are not installed or had other options than usual.
@@ -103,6 +105,8 @@ def apply(
         >>> apply(plan, net, x[:1], calibration=x, progress=False).plan.after == plan.after
         True
     """
+    if inputs is None and calibration is None and not isinstance(plan, Plan):
+        inputs = find_example(as_path(plan, "plan"))
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
     needed = _name_passes(plan)
     chosen = find_passes(needed if passes is None else passes) if needed else ()

@@ -105,6 +105,12 @@ def test_a_saved_plan_is_applied_saved_and_loaded(tmp_path: Path) -> None:
         assert torch.equal(loaded(X), other.model(X))
 
 
+def test_without_inputs_or_data_a_saved_plan_knows_the_size_it_was_made_for(tmp_path: Path) -> None:
+    folder = compress(classifier).save(tmp_path / "o")
+    result = bo.apply(folder, seeded(classifier, 1, torch.float32), progress=False)
+    assert result.provenance.inputs == "Tensor 2x3x8x8 float32"
+
+
 def test_a_recorded_graph_is_made_again_without_an_example() -> None:
     made = compress(Branches, passes=["shared"], budget=0.7)
     again = bo.apply(made.plan, seeded(Branches), calibration=X, progress=False)

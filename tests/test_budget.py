@@ -50,6 +50,12 @@ def test_what_is_no_amount_is_refused(wrong: Any) -> None:
         read_budget(wrong)
 
 
+@pytest.mark.parametrize("wrong", [1.5, 2, "1.5", "50"])
+def test_a_bare_number_above_one_is_neither_a_ratio_nor_absolute(wrong: Any) -> None:
+    with pytest.raises(BudgetError, match=r"expected a ratio in .* where no unit is given"):
+        read_budget(wrong)
+
+
 @pytest.mark.parametrize("wrong", ["flops=0.5", {"MACS": 0.5}, "macs=0.5, weights=2"])
 def test_an_unknown_unit_is_refused(wrong: Any) -> None:
     with pytest.raises(BudgetError, match=r"^budget: unknown unit '.*'; expected macs, params\. Write budget="):

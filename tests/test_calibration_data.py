@@ -257,3 +257,34 @@ def test_the_first_batches_are_taken_until_they_hold_enough() -> None:
     assert (len(some.batches), some.examples, some.description) == (2, 8, "the first 8 of 12 unlabelled examples")
     assert data.take(9) is data
     assert data.take(100) is data
+
+
+@pytest.mark.parametrize(
+    "form", [DATA, list(DATA.split(7)), iter(DATA.split(7)), labelled()], ids=["tensor", "list", "iterator", "loader"]
+)
+def test_without_an_example_the_data_tells_what_a_call_looks_like(form: Any) -> None:
+    result = optimize(seeded(lambda: conv(3, 8)), calibration=form, budget=1.0, progress=False)
+    assert result.provenance.inputs == "Tensor 1x3x4x4 float64"
+    assert result.verification.examples == 20
+    assert "inputs: Tensor 1x3x4x4 float64, the first example of the calibration data" in result.notes
+
+
+def test_a_model_that_needs_several_examples_gets_the_first_batch() -> None:
+    net = seeded(lambda: Computes(lambda self, x: self.conv(x[[0, 1]]), conv=conv(3, 8)))
+    result = optimize(net, calibration=DATA.split(5), budget=1.0, progress=False)
+    assert "inputs: Tensor 5x3x4x4 float64, the first batch of the calibration data" in result.notes
+
+
+def test_data_that_the_model_fails_on_is_called_calibration() -> None:
+    with pytest.raises(InputError, match=r"^calibration: the model fails on Tensor 1x2x4x4.* Pass calibration="):
+        optimize(seeded(lambda: conv(3, 8)), calibration=noise(4, 2, 4, 4), progress=False)
+
+
+def test_the_batches_of_data_without_an_example_must_agree() -> None:
+    with pytest.raises(InputError, match="calibration batch 1: got Tensor 3x4x4"):
+        optimize(seeded(lambda: conv(3, 8)), calibration=[DATA[:4], DATA[0]], progress=False)
+
+
+def test_a_numpy_array_is_to_be_made_a_tensor() -> None:
+    with pytest.raises(InputError, match=r"numpy array of shape \(20, 3, 4, 4\).* Pass torch\.from_numpy"):
+        read(DATA.numpy())

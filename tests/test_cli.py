@@ -103,6 +103,26 @@ def test_evaluate_is_called_by_name(net: str, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["headline"]["metric"] == {"before": 0.5, "after": 0.5, "drop": 0.0}
 
 
+def test_calibration_tells_the_size_of_the_inputs(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(6, 3, 12, 10)))
+    assert run("optimize", net, "--calibration", tmp_path / "images.npy", "--out", tmp_path / "o", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["provenance"]["inputs"] == "Tensor 1x3x12x10 float32"
+    assert "inputs: Tensor 1x3x12x10 float32, the first example of the calibration data" in report["notes"]
+
+
+def test_a_folder_of_images_is_calibration_data(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "images").mkdir()
+    for index, values in enumerate(np.random.default_rng(0).integers(0, 256, (6, 20, 30, 3), dtype=np.uint8)):
+        pillow.fromarray(values).save(tmp_path / "images" / f"{index}.png")
+    arguments = ("--input", "1x3x8x8", "--calibration", tmp_path / "images", "--out", tmp_path / "o", "--json")
+    assert run("optimize", net, *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["provenance"]["calibration"] == "6 unlabelled images"
+    assert any("the middle 8x8 cut out; mean and std of ImageNet" in note for note in report["notes"])
+
+
 def test_recovery_is_asked_for_by_its_steps(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tmp_path / "images.npy"
     np.save(images, torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)).numpy())
@@ -125,6 +145,16 @@ def test_profile_prints_the_summary_that_keras_prints(net: str, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "(None, 16, 8, 8)" in printed
     assert "Total params: 2,768 (10.81 KB)" in printed
+
+
+def test_the_summary_of_keras_loses_no_column_in_a_narrow_terminal(
+    net: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert run("profile", net, "--input", "1x3x8x8", "--style", "keras") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Conv2d" in line and "2,320 \u2502" in line for line in lines)
+    assert max(map(len, lines[:8])) == 70
 
 
 def test_the_look_of_keras_is_not_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,14 +193,14 @@ def test_passes_prints_options_and_versions(capsys: pytest.CaptureFixture[str]) 
         (["optimize", "NET:net", "--input", "1x4x8x8"], "expected input"),
         (["optimize", "NET:net", "--weights", "missing.pt"], "cannot be read"),
         (["optimize", "NET:net", "--weights", "NET"], "expected .safetensors"),
-        (["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "."], "reads no image folders"),
+        (["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "EMPTY"], "EMPTY: holds no image; expected"),
         (
             ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "missing.npy"],
             "calibration data cannot be read",
         ),
         (
-            ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "c.npz"],
-            "got a '.npz' file for calibration data; expected .npy or .safetensors",
+            ["optimize", "NET:net", "--input", "1x3x8x8", "--calibration", "NET"],
+            "got a '.py' file for calibration data; expected .npy or .safetensors, examples along axis 0, or a folder",
         ),
         (
             ["optimize", "NET:net", "--input", "1x3x8x8", "--evaluate", "NET:score_badly"],
@@ -192,9 +222,16 @@ def test_passes_prints_options_and_versions(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_1(
-    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    net: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
     file = net.removesuffix(":net")
+    (tmp_path / "EMPTY").mkdir()
+    monkeypatch.chdir(tmp_path)
     out = ["--out", str(tmp_path / "o")] if arguments[0] == "optimize" else []
     assert run(*(argument.replace("NET", file) for argument in arguments), *out) == 1
     printed = [line for line in capsys.readouterr().err.splitlines() if ": done in" not in line]

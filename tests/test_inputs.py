@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bottleneck_opt as bo
 from bottleneck_opt.errors import InputError, ModelError
 from bottleneck_opt.inputs import (
     Inputs,
@@ -140,8 +141,8 @@ def test_inputs_are_described_in_words() -> None:
     assert Inputs().describe() == "no tensors"
 
 
-def always(inputs: Inputs) -> bool:
-    return True
+def always(inputs: Inputs) -> str:
+    return ""
 
 
 class Hinted(nn.Module):
@@ -179,11 +180,11 @@ def test_the_models_own_hints_come_first(hints: dict[str, Any], shape: tuple[int
 def test_sizes_are_tried_in_turn_and_the_one_used_is_named() -> None:
     tried: list[tuple[int, ...]] = []
 
-    def runs(inputs: Inputs) -> bool:
+    def fault(inputs: Inputs) -> str:
         tried.append(tuple(inputs.tensors()[0].shape))
-        return tried[-1][-1] == 128
+        return "" if tried[-1][-1] == 128 else "too small"
 
-    _, note = infer_inputs(nn.Sequential(conv(5, 4)), runs)
+    _, note = infer_inputs(nn.Sequential(conv(5, 4)), fault)
     assert [shape[-1] for shape in tried] == [224, 32, 64, 128]
     assert "Tensor 1x5x128x128" in note
 
@@ -202,7 +203,20 @@ def test_made_up_inputs_have_the_models_precision() -> None:
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3)), nn.Sequential(conv(3, 3))])
 def test_when_nothing_fits_the_user_is_asked(model: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"^Sequential: no input was given and none of the guesses ran.*Pass inputs="):
-        infer_inputs(model, lambda inputs: False)
+        infer_inputs(model, lambda inputs: "inputs: the model fails. Pass inputs= that it runs on.")
+
+
+def test_the_models_own_error_is_told_when_no_guess_runs() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("an error of the model's own")
+
+    with pytest.raises(ModelError, match=r"none of the guesses ran.* The first of them: .*an error of the model's own"):
+        bo.trace(Broken())
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 9), (2, 3, 8, 8), (1, 2, 5, 7), (1, 1, 4, 6, 8), (1, 1, 1, 1)])

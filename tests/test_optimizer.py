@@ -159,6 +159,7 @@ def test_a_model_alone_is_enough() -> None:
     assert result.after.cost.macs <= 0.5 * result.before.cost.macs
     assert any("Tensor 1x3x224x224 float32, noise, from the first convolution" in note for note in result.notes)
     assert any("calibrated on noise" in note for note in result.notes)
+    assert not any("were enough" in note or "more examples would help" in note for note in result.notes)
     assert result.verification.kl is not None
     assert result.verification.examples == 32
 
@@ -534,7 +535,7 @@ def test_the_result_can_be_drawn_printed_and_saved(tmp_path: Path) -> None:
     result = run(seeded(Residual))
     for which in ("before", "after", "diff"):
         assert result.draw(which).source.startswith("digraph")
-    with pytest.raises(ValueError, match="draw: got 'sideways'; expected 'before', 'after', 'diff' or 'pass'"):
+    with pytest.raises(InputError, match="draw: got 'sideways'; expected 'before', 'after', 'diff' or 'pass'"):
         result.draw("sideways")  # type: ignore[arg-type]
     assert "MACs" in str(result)
     assert repr(result).startswith("Result(Residual, ")

@@ -164,5 +164,6 @@ def test_notes_say_that_many_examples_were_enough() -> None:
 def test_notes_say_when_half_of_the_examples_did_much_worse() -> None:
     refitted = Refitted({}, (Correction("a", 0.5, 0.1, True, halved=0.2), Correction("b", 0.5, 0.7, False, 9.0)), {})
     assert list_enough_notes(refitted, 16) == [
-        "more examples would help: fitted to half of them, the refitted layers' held-out error was +100%"
+        "more examples would help: fitted to only half of them, the refitted layers' error on held-out examples was "
+        "100% larger"
     ]

@@ -98,7 +98,8 @@ def _results(outcome: Outcome) -> list[str]:
     checked, changed = outcome.verification, len(outcome.plan.steps)
     words = [f"{changed} of {changed + len(outcome.skipped)} layers rewritten"]
     measured = "" if checked.measured_change is None else f", measured {loss_text(checked.measured_change)}"
-    words.append(f"output change: predicted {loss_text(checked.predicted_change)}{measured}")
+    data = " on made-up inputs" if outcome.made_up else ""
+    words.append(f"output change{data}: predicted {loss_text(checked.predicted_change)}{measured}")
     if checked.speed is not None:
         before, after = milliseconds_text(checked.speed.before), milliseconds_text(checked.speed.after)
         words.append(f"time a call {shrink_text(before, after)}")

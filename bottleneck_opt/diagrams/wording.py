@@ -10,6 +10,10 @@ _UNITS = ("", "k", "M", "G", "T", "P")
 PATH_LIMIT = 34
 TEXT_LIMIT = 400
 CHANGE_MEANING = "mean squared change of the output, as a share of the output's variance"
+RANK_MEANING = (
+    "channels kept between the new layers, of as many as would lose nothing (tucker: after the first and before the "
+    "last; select: the layer's own inputs x outputs)"
+)
 
 
 def count_text(count: float) -> str:

@@ -52,7 +52,7 @@ function describe(places, choose = null) {
 
 function describeOne(place) {
   const facts = document.createElement("dl");
-  for (const [name, value] of place.facts) facts.append(make("dt", name), make("dd", value));
+  for (const [name, value] of place.facts) facts.append(make("dt", name), make("dd", value.replaceAll(" %", "\u00a0%")));
   return [make("h3", place.path || place.is), make("div", place.path ? place.is : "", "is"), facts];
 }
 

@@ -71,7 +71,7 @@ def _less(before: float, after: float, name: str, *, few: str = "fewer", many: s
 
 def _lost(outcome: Outcome) -> list[str]:
     checked = outcome.verification
-    change = f"the output changed by {_measured(outcome)}"
+    change = f"the output changed by {_measured(outcome)}{' on made-up inputs' if outcome.made_up else ''}"
     lost = [change if checked.measured_change is not None else "output change not measured"]
     if checked.metric_before is not None and checked.metric_after is not None:
         lost.append(f"metric {checked.metric_before:.4g} -> {checked.metric_after:.4g}")
@@ -121,11 +121,12 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
-    note = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
+    data = "made-up examples" if outcome.made_up else "examples used for fitting"
+    predicted = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
+    note = f"on {checked.examples} {data}; {predicted}"
     numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING, saves=False)]
     if checked.agreement is not None:
-        note = f"on {checked.examples} examples"
-        numbers.append(Number("same top class", "", _percent(checked.agreement), "", note, saves=False))
+        numbers.append(Number("same top class", "", _percent(checked.agreement), "", "on these", saves=False))
     return tuple(numbers)
 
 

@@ -166,11 +166,15 @@ def render_keras(summary: ModelSummary) -> str:
     return text.getvalue()
 
 
-def draw_keras(summary: ModelSummary) -> Group:
-    """The table with its totals, for a rich console, which makes it as narrow as the terminal."""
-    table = Table(show_lines=True, width=WIDTH)
-    for heading, width in zip(("Layer (type)", "Output Shape", "Param #"), _COLUMNS, strict=True):
-        table.add_column(heading, width=width, justify="right" if heading == "Param #" else "left", overflow="fold")
+def draw_keras(summary: ModelSummary, *, width: int = WIDTH) -> Group:
+    """The table with its totals, for a rich console of so many columns; it is never wider than 88."""
+    width = min(width, WIDTH)
+    spare = (WIDTH - width) // 2  # taken from names and shapes, which are folded
+    names, shapes, counts = _COLUMNS
+    widths = (max(1, names - spare), max(1, shapes - (WIDTH - width - spare)), counts)
+    table = Table(show_lines=True, width=width)
+    for heading, columns in zip(("Layer (type)", "Output Shape", "Param #"), widths, strict=True):
+        table.add_column(heading, width=columns, justify="right" if heading == "Param #" else "left", overflow="fold")
     for row in summary.rows:
         name = f"{escape(row.path or summary.model)} ([color(33)]{escape(row.kind)}[/])"
         table.add_row(name, _shapes(row, summary.batch), f"[color(34)]{sum(w.count for w in row.weights):,}[/]")

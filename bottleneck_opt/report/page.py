@@ -17,7 +17,7 @@ from bottleneck_opt.diagrams import draw_diff
 from bottleneck_opt.diagrams.folding import fold
 from bottleneck_opt.diagrams.picture import Change
 from bottleneck_opt.diagrams.union import picture_outcome
-from bottleneck_opt.diagrams.wording import CHANGE_MEANING, count_text, macs_text, share_text, times_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, RANK_MEANING, count_text, macs_text, share_text, times_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.document import report_json
 from bottleneck_opt.report.facts import budget_words, headline, layers_changed, list_numbers, visible_text
@@ -88,6 +88,7 @@ def _context(outcome: Outcome, svg: str | None) -> dict[str, Any]:
         "tried": list_tried(outcome),
         "numbers": list_numbers(outcome),
         "change_meaning": CHANGE_MEANING,
+        "rank_meaning": RANK_MEANING,
         "changed": layers_changed(outcome),
         "layers": list_layers(outcome),
         "dropped": list_dropped(outcome),

@@ -9,6 +9,7 @@ from bottleneck_opt.diagrams.wording import ascii_text, elide_middle
 
 WIDTH = 110
 _GAP = "  "
+_TIED = "\xa0"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> list[str]:
@@ -34,11 +35,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def wrap_text(text: str, *, first: str = "", rest: str = "") -> list[str]:
     """A text in lines of at most 110 columns, with what stands before the first line and before the others.
 
+    A percent sign stays with its number.
+
     Example:
         >>> wrap_text("one two", first="- ", rest="  ")
         ['- one two']
     """
-    return textwrap.wrap(ascii_text(text), WIDTH, initial_indent=first, subsequent_indent=rest) or [first.rstrip()]
+    kept = ascii_text(text).replace(" %", f"{_TIED}%")
+    lines = textwrap.wrap(kept, WIDTH, initial_indent=first, subsequent_indent=rest)
+    return [line.replace(_TIED, " ") for line in lines] or [first.rstrip()]
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bottleneck_opt.diagrams.wording import CHANGE_MEANING, ascii_text, elide_middle, share_text
+from bottleneck_opt.diagrams.wording import CHANGE_MEANING, RANK_MEANING, ascii_text, elide_middle, share_text
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import budget_words, headline, layers_changed, list_numbers
 from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers, list_tried
@@ -47,7 +47,9 @@ def _layers(outcome: Outcome) -> list[str]:
         ]
         for row in list_layers(outcome)
     ]  # fmt: skip
-    return format_table(header, rows, right="lllrrrrr") if rows else ["no layer was rewritten"]
+    if not rows:
+        return ["no layer was rewritten"]
+    return [*format_table(header, rows, right="lllrrrrr"), *wrap_text(f"rank: {RANK_MEANING}", rest="  ")]
 
 
 def _dropped(outcome: Outcome) -> list[str]:

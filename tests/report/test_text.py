@@ -61,6 +61,11 @@ def test_what_the_output_change_means_is_said_below_the_numbers() -> None:
     assert "mean squared change of the output, as a share of the output's variance" in head
 
 
+def test_what_a_rank_counts_is_said_below_the_layers() -> None:
+    layers = render_text(residual_outcome()).split("\n\n")[1]
+    assert "rank: channels kept between the new layers" in layers
+
+
 def test_an_output_change_that_was_not_measured_is_said_to_be_so() -> None:
     outcome = residual_outcome()
     text = render_text(replace(outcome, verification=replace(outcome.verification, measured_change=None)))
@@ -90,6 +95,21 @@ def test_the_second_line_says_what_was_saved_and_what_it_cost() -> None:
 def test_without_a_metric_the_headline_tells_how_often_the_top_class_stays(agreement: float | None, words: str) -> None:
     verification = replace(residual_outcome().verification, metric_before=None, agreement=agreement)
     assert words in " ".join(render_text(replace(residual_outcome(), verification=verification)).split())
+
+
+def test_a_change_measured_on_made_up_inputs_is_said_to_be_so_in_the_headline() -> None:
+    outcome = residual_outcome()
+    made_up = replace(outcome, provenance=replace(outcome.provenance, noise=True))
+    assert "changed by 1.2 % on made-up inputs" in " ".join(render_text(made_up).split())
+    assert "made-up" not in render_text(outcome)
+    assert "examples used for fitting" in render_text(outcome)
+    trained = Recovered(0.08, 0.02, 300, 280, "", 51, 13, "kept", noise=False)
+    assert "made-up inputs" not in render_text(replace(made_up, recovery=trained))
+
+
+def test_a_percent_sign_stays_with_its_number() -> None:
+    lines = wrap_text("x" * (WIDTH - 4) + " 100 % more")
+    assert lines == ["x" * (WIDTH - 4), "100 % more"]
 
 
 def test_more_is_not_called_fewer() -> None:

@@ -56,7 +56,7 @@ def headline(outcome: Outcome) -> str:
     """What was saved and what it cost, in one sentence."""
     before, after, speed = outcome.before.cost, outcome.after.cost, outcome.verification.speed
     saved = [_less(before.macs, after.macs, "MACs"), _less(before.params, after.params, "params")]
-    if speed is not None:
+    if speed is not None and outcome.plan.steps:  # the difference between two equal models is that of the clock
         saved.append(_less(speed.before, speed.after, "time a call", few="less", many="more"))
     return f"{', '.join(saved)}; {', '.join(_lost(outcome))}."
 

@@ -6,6 +6,7 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.outcome import Recovered, Speed
 from bottleneck_opt.plan import Selection
 from bottleneck_opt.report import render_text
+from bottleneck_opt.report.facts import headline
 from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
 from tests.samples import renamed_outcome, residual_outcome
 
@@ -155,3 +156,10 @@ def test_a_table_gives_way_in_its_widest_column_only() -> None:
 
 def test_a_word_longer_than_a_line_is_broken() -> None:
     assert max(map(len, wrap_text("y" * 400, first="- ", rest="  "))) <= WIDTH
+
+
+def test_the_time_of_an_unchanged_model_is_no_saving() -> None:
+    outcome = residual_outcome({}, skipped=())
+    assert outcome.verification.speed is not None
+    assert "time" not in headline(replace(outcome, plan=replace(outcome.plan, steps=())))
+    assert "time" in headline(residual_outcome({"blocks.0.conv1": 2}))

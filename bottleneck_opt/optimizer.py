@@ -153,7 +153,9 @@ def optimize(
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
             metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
             verification = verify(subject, plan, rewritten, view, statistics, metrics, ranks)
-            if carried.recovered is not None:
+            if carried.recovered is None:
+                verification = replace(verification, held_out_change=carried.joint.held_out)
+            else:
                 used = f"{subject.data.description} (the ones used for fitting and recovery)"
                 verification = replace(verification, data=used)
     return Result(

@@ -70,6 +70,8 @@ class Verification:
         speed: None when it was not timed.
         metric_before, metric_after: What ``evaluate`` returned, or None.
         checks: What was checked, one sentence each.
+        held_out_change: As ``measured_change``, on the fifth of the examples that was held out when all layers were
+            fitted together; None where they were not, or were trained afterwards.
     """
 
     data: str
@@ -83,6 +85,7 @@ class Verification:
     metric_before: float | None
     metric_after: float | None
     checks: tuple[str, ...]
+    held_out_change: float | None = None
 
 
 @dataclass(frozen=True)

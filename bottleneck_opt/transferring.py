@@ -128,6 +128,7 @@ def apply(
             metrics = measure_metric(subject, rewritten, evaluate)
             verification = verify(subject, fitted.plan, rewritten, view, fitted.statistics, metrics, ALONE)
     recorded, choice = rewritten.traced.cost, fitted.choice
+    verification = replace(verification, held_out_change=fitted.joint.held_out)
     if not setting.known:
         verification = replace(verification, data=f"{subject.data.description} (not fitted to)")
     return Result(

@@ -64,6 +64,11 @@ class Joint:
     iterations: int = 0
     skipped: str = ""
 
+    @property
+    def held_out(self) -> float | None:
+        """The change on the held-out examples with the weights that were kept; None where it was not measured."""
+        return (self.after if self.weights else self.before) or None
+
 
 @dataclass(frozen=True)
 class Effort:

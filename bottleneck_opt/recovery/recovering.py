@@ -193,6 +193,7 @@ def _measure(
         data=f"{data.description} (the ones used for recovery)",
         examples=data.examples,
         measured_change=change.relative,
+        held_out_change=None,
         kl=change.kl,
         agreement=change.agreement,
         graph_difference=view.difference,

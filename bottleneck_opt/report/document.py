@@ -51,7 +51,11 @@ def _headline(outcome: Outcome) -> dict[str, Any]:
         "macs": _pair(before.macs, after.macs),
         "params": _pair(before.params, after.params),
         "milliseconds": None if checked.speed is None else _pair(checked.speed.before, checked.speed.after),
-        "output_change": {"predicted": checked.predicted_change, "measured": checked.measured_change},
+        "output_change": {
+            "predicted": checked.predicted_change,
+            "measured": checked.measured_change,
+            "held_out": checked.held_out_change,
+        },
         "metric": _metric(checked.metric_before, checked.metric_after),
         "layers_changed": len(outcome.plan.steps),
         "layers_skipped": len(outcome.skipped),

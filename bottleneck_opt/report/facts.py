@@ -71,13 +71,21 @@ def _less(before: float, after: float, name: str, *, few: str = "fewer", many: s
 
 def _lost(outcome: Outcome) -> list[str]:
     checked = outcome.verification
-    change = f"the output changed by {_measured(outcome)}{' on made-up inputs' if outcome.made_up else ''}"
+    change = f"the output changed by {_change_words(outcome)}"
     lost = [change if checked.measured_change is not None else "output change not measured"]
     if checked.metric_before is not None and checked.metric_after is not None:
         lost.append(f"metric {checked.metric_before:.4g} -> {checked.metric_after:.4g}")
     elif checked.agreement is not None:
         lost.append(f"same top class on {_percent(checked.agreement)}")
     return lost
+
+
+def _change_words(outcome: Outcome) -> str:
+    """The change on inputs that were not fitted to, where it is known."""
+    held_out = outcome.verification.held_out_change
+    if held_out is not None and not outcome.made_up:
+        return f"{loss_text(held_out)} on held-out inputs"
+    return f"{_measured(outcome)}{' on made-up inputs' if outcome.made_up else ''}"
 
 
 def list_numbers(outcome: Outcome) -> tuple[Number, ...]:
@@ -122,11 +130,14 @@ def _speed_number(outcome: Outcome) -> tuple[Number, ...]:
 def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     checked = outcome.verification
     data = "made-up examples" if outcome.made_up else "examples used for fitting"
-    predicted = f"predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
-    note = f"on {checked.examples} {data}; {predicted}"
-    numbers = [Number("output change", "", _measured(outcome), "", note, CHANGE_MEANING, saves=False)]
+    value, note, where = _measured(outcome), f"on {checked.examples} {data}", "on these"
+    if checked.held_out_change is not None and not outcome.made_up:
+        fitted = f"on the {checked.examples} fitted to"
+        value, note, where = loss_text(checked.held_out_change), f"held out; {value} {fitted}", fitted
+    note = f"{note}; predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
+    numbers = [Number("output change", "", value, "", note, CHANGE_MEANING, saves=False)]
     if checked.agreement is not None:
-        numbers.append(Number("same top class", "", _percent(checked.agreement), "", "on these", saves=False))
+        numbers.append(Number("same top class", "", _percent(checked.agreement), "", where, saves=False))
     return tuple(numbers)
 
 

@@ -163,3 +163,11 @@ def test_the_time_of_an_unchanged_model_is_no_saving() -> None:
     assert outcome.verification.speed is not None
     assert "time" not in headline(replace(outcome, plan=replace(outcome.plan, steps=())))
     assert "time" in headline(residual_outcome({"blocks.0.conv1": 2}))
+
+
+def test_the_change_on_held_out_inputs_comes_first_where_it_is_known() -> None:
+    outcome = residual_outcome()
+    known = replace(outcome, verification=replace(outcome.verification, held_out_change=0.05))
+    assert "the output changed by 5.0 % on held-out inputs" in headline(known)
+    assert "held out; 1.2 % on the 64 fitted to; predicted" in " ".join(render_text(known).split())
+    assert "on held-out inputs" not in headline(outcome)

@@ -34,6 +34,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.digits
 	$(BIN)/python -m tests.benchmarks.accuracy --workers 2
 	$(BIN)/python -m tests.benchmarks.resnet50
+	$(BIN)/python -m tests.benchmarks.pictures
+	$(BIN)/python -m tests.benchmarks.report_page
 
 # Every model of the zoo, each in a process of its own: out/zoo/zoo.jsonl and zoo.md. It goes on where it was stopped.
 zoo: $(VENV)/.dev

@@ -161,4 +161,4 @@ def _print_what_next(saved: dict[float, Path]) -> None:
     print("Load the result:")
     print("    import bottleneck_opt as bo")
     print("    from bottleneck_opt.demo.digits import DigitsResNet")
-    print(f'    model = bo.load("{smallest.as_posix()}", DigitsResNet())')
+    print(f'    model = bo.load("{smallest.as_posix()}", DigitsResNet()).eval()')

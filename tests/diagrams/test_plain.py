@@ -64,7 +64,7 @@ def test_every_word_of_every_card_is_in_the_svg(theme: str) -> None:
         assert figure.theme.background in write_plain(figure)
 
 
-def test_thousands_of_boxes_are_placed_within_seconds() -> None:
+def test_thousands_of_boxes_are_placed() -> None:
     figure = draw_model(residual_run(400).traced(), look=Look("operation")).figure
     assert len(figure.cards) > 2500
     assert len(write_plain(figure)) > 1_000_000

@@ -154,7 +154,7 @@ def optimize_command(
     with joined_ranks() as ranks:
         found = find_model(model, weights)
         ranks.share_weights(found)
-        example = None if input_shape is None else read_shape(input_shape)
+        example = _read_example(input_shape)
         result = optimize(
             found,
             example,
@@ -192,7 +192,7 @@ def calibrate_command(
     with joined_ranks() as ranks:
         found = find_model(model, weights)
         ranks.share_weights(found)
-        example = None if input_shape is None else read_shape(input_shape)
+        example = _read_example(input_shape)
         statistics = calibrate(
             found,
             example,
@@ -235,6 +235,10 @@ def apply_command(
         progress=not as_json,
     )  # fmt: skip
     _write_result(result, out, as_json=as_json)
+
+
+def _read_example(shape: str | None) -> Tensor | None:
+    return None if shape is None else read_shape(shape)
 
 
 def _read_data(given: str | None, model: nn.Module, name: str, example: Tensor | None, limit: int) -> Any:
@@ -307,7 +311,7 @@ def profile_command(
     """Show where a model's multiply-adds, parameters and milliseconds are."""
     if as_json and style is not Style.COST:
         raise typer.BadParameter(f"--json prints all numbers in one form; leave out --style {style.value}")
-    shape = None if input_shape is None else read_shape(input_shape)
+    shape = _read_example(input_shape)
     table = profile(find_model(model, weights), shape, timed=style is Style.COST)
     if style is Style.KERAS:
         console = Console(highlight=False)
@@ -327,7 +331,7 @@ def draw_command(
     theme: Annotated[Colours, typer.Option(help="Colours.")] = "light",
 ) -> None:  # fmt: skip
     """Draw a model with the cost of every layer."""
-    inputs = None if input_shape is None else read_shape(input_shape)
+    inputs = _read_example(input_shape)
     picture = draw(find_model(model, weights), inputs, detail=detail, heat=heat, theme=theme)
     note = render_file(picture, output)
     typer.echo(f"written to {output}{f'; {note}' if note else ''}")

@@ -22,11 +22,12 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 # One thread a process: small networks run no faster on more, and the processes would wait for each other.
+# What is timed is kept in out/, not among the user's own times.
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 BOTTLENECK_OPT_CACHE=out/cache $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	BOTTLENECK_OPT_CACHE=out/cache $(BIN)/python -m pytest -m slow
 
 # The measured tables of the README; hours. The comparison goes on from the rows that are
 # kept beside it (--afresh forgets them), and times its networks last.

@@ -26,6 +26,7 @@ from bottleneck_opt.recovery import Recovery, recover
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
 from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.timing import Timing
 from bottleneck_opt.tracing import trace
 from bottleneck_opt.transferring import apply
 from bottleneck_opt.version import __version__
@@ -33,6 +34,6 @@ from bottleneck_opt.version import __version__
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "ExportError", "Exported", "FileError", "InputError",
     "ModelError", "NotAvailableError", "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery",
-    "Result", "RewriteError", "Statistics", "Traced", "__version__", "apply", "calibrate", "draw", "export", "load",
-    "optimize", "profile", "recover", "to_graph_module", "trace",
+    "Result", "RewriteError", "Statistics", "Timing", "Traced", "__version__", "apply", "calibrate", "draw", "export",
+    "load", "optimize", "profile", "recover", "to_graph_module", "trace",
 ]  # fmt: skip

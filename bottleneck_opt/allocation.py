@@ -113,7 +113,7 @@ class _Table:
 
     def cost(self, indices: Sequence[int]) -> Cost:
         spent = {name: sum(int(costs[i]) for costs, i in zip(self.unit(name), indices, strict=True)) for name in UNITS}
-        return Cost(self.rest.macs + spent["macs"], self.rest.params + spent["params"], self.rest.other)
+        return self.rest + Cost(**spent)
 
     def loss(self, indices: Sequence[int]) -> float:
         return float(sum(loss[i] for loss, i in zip(self.losses, indices, strict=True)))

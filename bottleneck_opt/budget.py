@@ -12,21 +12,26 @@ from typing import Any
 from bottleneck_opt.errors import BudgetError, NotAvailableError
 from bottleneck_opt.graph import Cost
 
-UNITS = ("macs", "params")
-_LATER = ("latency", "memory")
-_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)$", re.IGNORECASE)
+UNITS = ("macs", "params", "latency")
+TIME = "latency"
+MOST_UNITS = 2
+_LATER = ("memory",)
+_COUNTS: Mapping[str, float] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_NANOSECONDS: Mapping[str, float] = {"": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
+_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)$", re.IGNORECASE)
 Amount = float | int | str
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the result. A number in (0, 1] is a ratio of the original; ``"2G"`` or a number above 1 is absolute.
+    """Limits on the result, two at most. A number in (0, 1] is a ratio of the original; ``"2G"``, ``"12ms"`` or a
+    number above 1 is absolute.
 
     Attributes:
         macs: Multiply-adds.
         params: Parameters.
-        latency, memory: Refused in this version.
+        latency: Measured time of one call; an absolute one has a unit: ``us``, ``ms`` or ``s``.
+        memory: Refused in this version.
 
     Example:
         >>> Budget(macs=0.5, params="10M").limits(Cost(macs=1000, params=20_000_000))
@@ -42,11 +47,19 @@ class Budget:
         for unit in _LATER:
             if getattr(self, unit) is not None:
                 raise NotAvailableError(
-                    f"budget {unit}={getattr(self, unit)}: this version limits macs and params only. "
-                    "Use budget='macs=0.5' and read the measured milliseconds in the report."
+                    f"budget {unit}={getattr(self, unit)}: this version limits {', '.join(UNITS)} only. "
+                    "Use budget='macs=0.5' or 'latency=0.7'."
                 )
-        if self.macs is None and self.params is None:
-            raise BudgetError("budget: nothing is limited; expected macs= or params=. Write budget=0.5 or 'macs=0.5'.")
+        limited = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if not limited:
+            raise BudgetError(
+                "budget: nothing is limited; expected macs=, params= or latency=. Write budget=0.5 or 'macs=0.5'."
+            )
+        if len(limited) > MOST_UNITS:
+            raise BudgetError(
+                f"budget: limits {', '.join(limited)}; expected two of them at most. Leave out the one that matters "
+                "least."
+            )
         for unit in UNITS:
             _read_amount(unit, getattr(self, unit))
 
@@ -59,6 +72,17 @@ class Budget:
             if amount is not None
         }
 
+    @property
+    def limits_time(self) -> bool:
+        """Whether milliseconds are limited, which have to be measured."""
+        return self.latency is not None
+
+    @property
+    def is_absolute_time(self) -> bool:
+        """Whether the limit on time is in milliseconds, not a ratio."""
+        amount = _read_amount(TIME, self.latency)
+        return amount is not None and amount > 1
+
     def describe(self) -> str:
         """The budget as it may be typed: ``macs=0.5,params=10M``."""
         amounts = {unit: getattr(self, unit) for unit in UNITS}
@@ -69,17 +93,23 @@ class Budget:
 def _read_amount(unit: str, amount: Amount | None) -> float | None:
     if amount is None:
         return None
-    if isinstance(amount, str):
-        match = _NUMBER.match(amount.strip())
-        value = float(match[1]) * _SCALES[match[2].lower()] if match else -1.0
-    else:
-        value = float(amount) if isinstance(amount, Real) and not isinstance(amount, bool) else -1.0
-    if not value > 0 or value == float("inf"):
+    value, named = _parse(amount, _NANOSECONDS if unit == TIME else _COUNTS)
+    lacks_unit = unit == TIME and value > 1 and not named
+    if not value > 0 or value == float("inf") or lacks_unit or (unit == TIME and named and value <= 1):
+        example = "a time with its unit such as 12ms" if unit == TIME else "an absolute number such as 2G or 10M"
         raise BudgetError(
-            f"budget {unit}={amount!r}: expected a ratio in (0, 1] or an absolute number such as 2G or 10M. "
-            f"Write for instance {unit}=0.5."
+            f"budget {unit}={amount!r}: expected a ratio in (0, 1] or {example}. Write for instance {unit}=0.5."
         )
     return value
+
+
+def _parse(amount: Amount, scales: Mapping[str, float]) -> tuple[float, bool]:
+    """The number, -1 where it is none, and whether it has a unit."""
+    if isinstance(amount, str):
+        match = _NUMBER.match(amount.strip())
+        scale = scales.get(match[2].lower()) if match else None
+        return (float(match[1]) * scale, bool(match[2])) if match and scale is not None else (-1.0, False)
+    return (float(amount) if isinstance(amount, Real) and not isinstance(amount, bool) else -1.0), False
 
 
 def read_budget(given: float | str | Budget | Mapping[str, Amount] | None) -> tuple[Budget, bool]:

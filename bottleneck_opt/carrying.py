@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.choosing import Choice
 from bottleneck_opt.fitting import Fit
+from bottleneck_opt.graph import Cost
 from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.outcome import Recovered
@@ -45,6 +46,12 @@ class Carried:
     def choice(self) -> Choice:
         """The choice."""
         return self.stepping.choice
+
+    @property
+    def cost(self) -> Cost:
+        """The rewritten model's cost as recorded, and its time as measured, where that is limited."""
+        clocked = self.stepping.clocked
+        return replace(self.rewritten.traced.cost, latency=0 if clocked is None else clocked.latency)
 
 
 def carry_out(fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Recovery | None) -> Carried:

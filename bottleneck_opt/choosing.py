@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bottleneck_opt.allocation import Allocation, allocate
+from bottleneck_opt.budget import TIME
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.dropping import Dropped, drop_channels
 from bottleneck_opt.graph import Cost
@@ -22,8 +23,9 @@ from bottleneck_opt.rehearsing_links import rehearse_links
 from bottleneck_opt.rehearsing_sharing import rehearse_groups
 from bottleneck_opt.shared_options import Share, propose_shares
 from bottleneck_opt.sharing import Groups, find_groups
-from bottleneck_opt.sites import AnyPass, ChannelPass, Pass, SharingPass, Skip
+from bottleneck_opt.sites import AnyPass, ChannelPass, Pacer, Pass, SharingPass, Skip
 from bottleneck_opt.skipping import main_reasons
+from bottleneck_opt.slower import SlowOption, leave_out
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 
@@ -37,12 +39,27 @@ class Wish:
         limits: The most the result may cost, by unit.
         contract: Whether a limit that cannot be reached is an error.
         rounds: In how many rounds the factors of what was chosen are improved.
+        pacer: Says how long layers take, where time is limited.
+        whole: Nanoseconds of the whole model, where time is limited.
+        slower: What is not to be chosen because it is no faster.
     """
 
     passes: tuple[AnyPass, ...]
     limits: Mapping[str, int]
     contract: bool
     rounds: int = 0
+    pacer: Pacer | None = None
+    whole: int = 0
+    slower: tuple[SlowOption, ...] = ()
+
+    def total(self, cost: Cost) -> Cost:
+        """The whole model's cost with its time, where that is limited."""
+        return replace(cost, latency=self.whole)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What a replacement must not cost more of: what is limited and, where that is time, multiply-adds too."""
+        return (*self.limits, *(["macs"] if TIME in self.limits and "macs" not in self.limits else []))
 
     @property
     def site_passes(self) -> tuple[Pass, ...]:
@@ -183,7 +200,7 @@ def list_offers(
     """
     proposals, joints, shares = _propose(subject, statistics, ties, wish, stages, ranks)
     reason = main_reasons(subject.working, subject.traced, subject.candidates, proposals)
-    return Offers(tuple(proposals), tuple(joints), tuple(shares), subject.traced.cost, reason)
+    return Offers(tuple(proposals), tuple(joints), tuple(shares), wish.total(subject.traced.cost), reason)
 
 
 def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALONE) -> Choice:
@@ -196,7 +213,7 @@ def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALON
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
     proposals, joints, shares, total, reason = (
-        offers.proposals, offers.joints, offers.shares, offers.total, offers.reason,
+        tuple(leave_out(offers.proposals, wish.slower)), offers.joints, offers.shares, offers.total, offers.reason,
     )  # fmt: skip
     with stages.stage("allocate"):
         first = allocate(
@@ -205,23 +222,26 @@ def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALON
     if not first.kept:
         return Choice(proposals, first, ())
     dropped = _drop(proposals, joints, first, total, wish, stages, ranks)
+    left = tuple(leave_out(dropped.proposals, wish.slower))
     with stages.stage("allocate again"):
         second = allocate(
-            dropped.proposals, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
+            left, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
         )  # fmt: skip
     second = replace(second, loss=second.loss + dropped.loss, thinned=first.thinned, frontier=first.frontier)
-    return Choice(dropped.proposals, second, dropped.selections)
+    return Choice(left, second, dropped.selections)
 
 
 def _propose(
     subject: Subject, statistics: Statistics, ties: Ties, wish: Wish, stages: Stages, ranks: Ranks
 ) -> tuple[list[Proposal], list[Joint], list[Share]]:
-    sites = make_sites(subject.working, subject.traced, subject.candidates, statistics, rounds=wish.rounds)
+    sites = make_sites(
+        subject.working, subject.traced, subject.candidates, statistics, rounds=wish.rounds, pacer=wish.pacer
+    )  # fmt: skip
     total = len(sites) + len(ties.links.found) * len(wish.channel_passes) + len(ties.groups.found)
     with stages.stage("propose", total=total) as advance:
-        proposals = propose_on_ranks(sites, wish.site_passes, tuple(wish.limits), advance, ranks)
+        proposals = propose_on_ranks(sites, wish.site_passes, wish.units, advance, ranks)
         proposals, joints = propose_joints(proposals, ties.links, wish.channel_passes, advance, ranks)
-        proposals, shares = propose_shares(proposals, ties.groups, wish.sharing_passes, tuple(wish.limits), advance)
+        proposals, shares = propose_shares(proposals, ties.groups, wish.sharing_passes, wish.units, advance)
         return proposals, joints, shares
 
 
@@ -232,6 +252,6 @@ def _drop(
     ends = {path for j in joints if j.link.consumer in allocation.kept for path in (j.link.producer, j.link.consumer)}
     with stages.stage("narrow", total=len(ends)) as advance:
         ask = partial(
-            propose_on_ranks, passes=wish.site_passes, units=tuple(wish.limits), advance=advance, ranks=ranks
+            propose_on_ranks, passes=wish.site_passes, units=wish.units, advance=advance, ranks=ranks
         )  # fmt: skip
         return drop_channels(proposals, joints, allocation, total, ask)

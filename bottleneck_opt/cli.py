@@ -71,7 +71,21 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Not these module paths 
 Device = Annotated[str | None, typer.Option(help="Where to calibrate and measure.")]
 Seed = Annotated[int, typer.Option(help="Of noise and sampling.")]
 BudgetText = Annotated[
-    str | None, typer.Option(help="0.5, 'macs=0.5, params=0.4' or 'macs=2G'. Default: aim at half the MACs.")
+    str | None,
+    typer.Option(help="0.5, 'macs=0.5, params=0.4', 'macs=2G', 'latency=0.7' or 12ms. Default: half the MACs."),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Setting to time in, such as batch=32,threads=2,target=onnxruntime; of several the worst counts."
+    ),
+]
+AllowSlower = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-slower/--never-slower",
+        help="Take replacements that are no faster here. Default: only if there is no other way.",
+    ),
 ]
 
 
@@ -145,6 +159,8 @@ def optimize_command(
     ] = None,
     out: Out = Path("out"),
     memory: Memory = None,
+    timing: Setting = None,
+    allow_slower: AllowSlower = None,
     device: Device = None,
     seed: Seed = 0,
     config: Config = None,
@@ -162,7 +178,8 @@ def optimize_command(
             calibration_limit=calibration_limit, statistics=statistics, budget=budget,
             passes=passes, include=include or None, exclude=exclude or None,
             evaluate=None if evaluate is None else find_function(evaluate), max_drop=max_drop, recover=recover,
-            memory=memory, device=device, seed=seed, progress=not as_json and ranks.is_first, ranks=ranks,
+            memory=memory, timing=timing or None, allow_slower=allow_slower, device=device, seed=seed,
+            progress=not as_json and ranks.is_first, ranks=ranks,
         )  # fmt: skip
         if not ranks.is_first:
             return

@@ -196,7 +196,7 @@ def price_layers(
 
     Example:
         >>> price_layers([LayerSpec("linear", "Linear", 3, 4)], [(2, 3)])
-        Cost(macs=24, params=16, other=0)
+        Cost(macs=24, params=16, other=0, latency=0)
     """
     outputs: Sequence[Sequence[int] | None] = output_shapes or [None] * len(input_shapes)
     macs = sum(_layer_macs(layers, shape, output) for shape, output in zip(input_shapes, outputs, strict=True))

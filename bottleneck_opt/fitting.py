@@ -50,7 +50,7 @@ class Fit:
             budget=self.budget.describe(),
             passes=tuple(each.name for each in self.wish.passes),
             seed=self.seed,
-            before=self.subject.traced.cost,
+            before=self.wish.total(self.subject.traced.cost),
             after=choice.allocation.cost,
             predicted_loss=choice.allocation.loss,
             optimality_gap=choice.allocation.gap,

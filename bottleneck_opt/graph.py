@@ -21,17 +21,23 @@ class Cost:
         macs: Multiply-adds in convolutions and matrix products; one multiply and one add are ONE.
         params: Parameters, each counted once however often it is used.
         other: Operations that fvcore estimates for everything else (normalisation, pooling, resizing).
+        latency: Nanoseconds; 0 throughout where time is not limited.
     """
 
     macs: int = 0
     params: int = 0
     other: int = 0
+    latency: int = 0
 
     def __add__(self, more: Cost) -> Cost:
-        return Cost(self.macs + more.macs, self.params + more.params, self.other + more.other)
+        return Cost(
+            self.macs + more.macs, self.params + more.params, self.other + more.other, self.latency + more.latency
+        )  # fmt: skip
 
     def __sub__(self, less: Cost) -> Cost:
-        return Cost(self.macs - less.macs, self.params - less.params, self.other - less.other)
+        return Cost(
+            self.macs - less.macs, self.params - less.params, self.other - less.other, self.latency - less.latency
+        )  # fmt: skip
 
     @property
     def flops(self) -> int:

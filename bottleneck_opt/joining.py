@@ -13,7 +13,7 @@ from bottleneck_opt.links import Link, Links
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.proposing import Proposal, blaming
 from bottleneck_opt.shared_options import Share
-from bottleneck_opt.sites import ChannelPass, Site, Skip, rank_steps
+from bottleneck_opt.sites import ChannelPass, Pacer, Site, Skip, rank_steps
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _ask(each: ChannelPass, site: Site, link: Link) -> Joint | Skip | None:
     if answer is None or isinstance(answer, Skip):
         return answer
     _check(each.name, answer, site)
-    return Joint(link, each.name, answer, choose_counts(link.channels, each.counts))
+    return Joint(link, each.name, answer, choose_counts(link.channels, each.counts, site.pacer))
 
 
 def _check(name: str, answer: Elimination, site: Site) -> None:
@@ -121,14 +121,20 @@ def _check(name: str, answer: Elimination, site: Site) -> None:
         raise PassError(f"pass '{name}' on '{site.path}': got a negative loss or NaN; expected losses of at least 0.")
 
 
-def choose_counts(channels: int, most: int) -> tuple[int, ...]:
+def choose_counts(channels: int, most: int, pacer: Pacer | None = None) -> tuple[int, ...]:
     """At most ``most`` numbers of channels to keep, evenly spread, and all of them.
+
+    Args:
+        channels: How many there are.
+        most: How many numbers.
+        pacer: Says which widths waste no time; None where time is not limited.
 
     Example:
         >>> choose_counts(128, 4)
         (32, 64, 96, 128)
     """
-    steps = (*rank_steps(channels), channels)
+    liked = (count for count in rank_steps(channels) if pacer is None or pacer.likes(count))
+    steps = (*liked, channels)
     stride = len(steps) / min(most, len(steps))
     return tuple(steps[round((number + 1) * stride) - 1] for number in range(min(most, len(steps))))
 

@@ -1,76 +1,46 @@
-"""Measured milliseconds: interleaved, medians, on the machine that runs this.
-
-On the CPU it is the time of the one thread that computes: what other programs take away from it does not count, so a
-busy machine does not decide which model is the faster one.
-"""
+"""Measured milliseconds of models: interleaved, medians, on the machine that runs this."""
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.outcome import Speed
+from bottleneck_opt.timing.in_turn import Patience, find_spread, limited_threads, steady_memory, time_in_turn
+from bottleneck_opt.timing.setting import Timing
+from bottleneck_opt.timing.targets import prepare_model
 
 LEAST_RUNS = 5
-MOST_RUNS = 50
-SECONDS = 3.0
-THREADS = 1
+MODEL = Patience(least=LEAST_RUNS, most=50, seconds=3.0)
 
 
-def compare_speed(before: nn.Module, after: nn.Module, inputs: Inputs, *, device: torch.device) -> Speed:
+def compare_speed(
+    before: nn.Module, after: nn.Module, inputs: Inputs, *, device: torch.device, timing: Timing | None = None
+) -> Speed:
     """Median milliseconds of one call of each model, run in turn so that a drifting machine hits both alike.
 
     Args:
         before, after: Models in eval mode on ``device``.
         inputs: The call that is timed.
         device: Where the models are.
+        timing: The setting; None takes the example's batch on one thread.
+
+    Raises:
+        NotAvailableError: The setting's target cannot run a model.
     """
-    runs: list[list[float]] = [[], []]
-    with torch.inference_mode(), one_thread(), steady_memory():
-        for model in (before, after):
-            inputs.call(model)
-        started = time.perf_counter()
-        while _goes_on(len(runs[0]), started):
-            for model, times in zip((before, after), runs, strict=True):
-                times.append(_time_call(model, inputs, device))
+    timing = timing or Timing()
+    ready = [prepare_model(model, inputs, timing) for model in (before, after)]
+    runs = time_in_turn(ready, device=device, threads=timing.threads, patience=MODEL)
     medians = [statistics.median(times) for times in runs]
-    return Speed(medians[0], medians[1], len(runs[0]), THREADS, str(device), spread=max(map(_spread, runs)))
-
-
-def _spread(times: Sequence[float]) -> float:
-    """Interquartile range over median."""
-    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return (upper - lower) / median
-
-
-def _goes_on(runs: int, started: float) -> bool:
-    return runs < LEAST_RUNS or (runs < MOST_RUNS and time.perf_counter() - started < SECONDS)
-
-
-def _time_call(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
-    own = inputs.copy()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    clock = _choose_clock(device)
-    started = clock()
-    own.hand_over(model)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (clock() - started) * 1e3
-
-
-def _choose_clock(device: torch.device) -> Callable[[], float]:
-    """The thread's own time where that is fine enough (not on Windows), else time on the wall."""
-    fine = time.get_clock_info("thread_time").resolution < 1e-5
-    return time.thread_time if device.type == "cpu" and fine else time.perf_counter
+    return Speed(
+        medians[0], medians[1], len(runs[0]), timing.threads, str(device), spread=max(map(find_spread, runs)),
+        batch=timing.batch, target=timing.target,
+    )  # fmt: skip
 
 
 def compare_layers(
@@ -103,7 +73,7 @@ def time_modules(model: nn.Module, inputs: Inputs, paths: list[str], *, runs: in
         )
     ]
     try:
-        with torch.inference_mode(), one_thread(), steady_memory():
+        with torch.inference_mode(), limited_threads(1), steady_memory():
             for run in range(runs + 1):
                 inputs.call(model)
                 for path, clock in clocks.items():
@@ -126,43 +96,3 @@ class _Clock:
 
     def stop(self, *_: object) -> None:
         self.milliseconds += (time.perf_counter() - self._started) * 1e3
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Time on one CPU thread: several wait for each other on a busy machine, which makes medians swing."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def steady_memory() -> Iterator[None]:
-    """Keep glibc from giving big activations back to the kernel after every operation, which makes timings swing."""
-    mallopt = _find_mallopt()
-    if mallopt is None:
-        yield
-        return
-    m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # from glibc's malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_top_pad, 256 * 2**20)
-    try:
-        yield
-    finally:
-        mallopt(m_mmap_max, 65536)  # glibc's defaults
-        mallopt(m_trim_threshold, 128 * 2**10)
-        mallopt(m_top_pad, 0)
-
-
-def _find_mallopt() -> Callable[[int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # a C library without it, such as musl
-        return None
-    return function

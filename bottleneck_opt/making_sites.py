@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from bottleneck_opt.graph import Cost, Node, Traced
 from bottleneck_opt.kernels import to_plain
 from bottleneck_opt.layers import LayerSpec, class_name, describe_layer
 from bottleneck_opt.probing import Probe
-from bottleneck_opt.sites import Site
+from bottleneck_opt.sites import Pacer, Site
 from bottleneck_opt.statistics import Statistics
 
 
@@ -24,6 +25,7 @@ def make_sites(
     *,
     shrinkage: float | None = None,
     rounds: int = 0,
+    pacer: Pacer | None = None,
 ) -> list[Site]:
     """One read-only site for each candidate layer.
 
@@ -36,6 +38,9 @@ def make_sites(
         calls = traced.structure.calls_of(*candidates.names[path])
         inputs, outputs = (tuple(call.input_shapes[0] for call in calls), tuple(c.output_shapes[0] for c in calls))
         kernel, bias = read_weights(working.get_submodule(path), layer, candidates.probes.get(path))
+        cost = _cost_before(working.get_submodule(path), layer, calls)
+        if pacer is not None:
+            cost = replace(cost, latency=pacer.price((layer,), inputs, whole=layer, whole_shapes=inputs))
         probe = candidates.probes.get(path)
         made.append(
             Site(
@@ -45,12 +50,13 @@ def make_sites(
                 weight=kernel,
                 bias=bias,
                 input_shapes=inputs,
-                cost=_cost_before(working.get_submodule(path), layer, calls),
+                cost=cost,
                 statistics=statistics.layers[path],
                 examples=statistics.examples,
                 fallback_curvature=fallback,
                 shrinkage=shrinkage,
                 rounds=rounds,
+                pacer=pacer,
                 output_shapes=outputs,
                 mixable_input=probe is None or probe.mixable_input,
                 mixable_output=probe is None or probe.mixable_output,

@@ -18,9 +18,10 @@ from bottleneck_opt.costs import price_layers
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Chain, Joint
 from bottleneck_opt.knapsack import Choices, Floats, Integers, list_pareto
-from bottleneck_opt.narrowing import narrow_cost
+from bottleneck_opt.narrowing import narrow_cost, narrow_shape
 from bottleneck_opt.proposing import Priced, Proposal
 from bottleneck_opt.shared_options import SharedOption
+from bottleneck_opt.sites import Site
 
 MOST_SUMS = 400
 MOST_OPTIONS = 64
@@ -166,7 +167,7 @@ def _walk(chain: Chain, weights: Mapping[str, float]) -> _Walk:
         joint = chain.joints[number] if number < len(chain.joints) else None
         before = chain.joints[number - 1].counts if number else (proposal.site.layer.in_channels,)
         after = joint.counts if joint else (proposal.site.layer.out_channels,)
-        table, whole = _tabulate(proposal, before, after)
+        table, whole = _tabulate(proposal, before, after, weights)
         steps = [_step(states, table, place, joint, weights) for place in range(len(after))]
         states = tuple(sums for sums, _ in steps)
         exact = exact and whole and all(complete for _, complete in steps)
@@ -180,12 +181,14 @@ def _start() -> _Sums:
     return _Sums(dict.fromkeys(UNITS, zero), np.zeros(1), zero, zero, zero)
 
 
-def _tabulate(proposal: Proposal, before: Sequence[int], after: Sequence[int]) -> tuple[_Table, bool]:
+def _tabulate(
+    proposal: Proposal, before: Sequence[int], after: Sequence[int], weights: Mapping[str, float]
+) -> tuple[_Table, bool]:  # fmt: skip
     """The table of a layer, and whether all its options are in it: of very many, an even choice of the best is."""
     site = proposal.site
     costs = np.array([[[_plain(narrow_cost(site, i, o)) for o in after] for i in before]], dtype=np.int64)
     options: tuple[Priced | None, ...] = (None,)
-    chosen, whole = _thin_out(proposal.options)
+    chosen, whole = _thin_out(proposal.options, weights)
     if chosen:
         options = (None, *chosen)
         costs = np.concatenate([costs, *(_narrowed_costs(proposal, each, before, after)[None] for each in chosen)])
@@ -197,10 +200,10 @@ def _plain(cost: Cost) -> tuple[int, ...]:
     return tuple(getattr(cost, unit) for unit in UNITS)
 
 
-def _thin_out(options: Sequence[Priced]) -> tuple[tuple[Priced, ...], bool]:
+def _thin_out(options: Sequence[Priced], weights: Mapping[str, float]) -> tuple[tuple[Priced, ...], bool]:
     if len(options) < MOST_OPTIONS:
         return tuple(options), True
-    costs = np.array([priced.cost.macs for priced in options], dtype=np.int64)
+    costs = weigh(by_unit([priced.cost for priced in options]), weights)
     front = list_pareto(Choices(costs, np.array([priced.option.predicted_loss for priced in options])))
     places = np.unique(np.linspace(0, len(front) - 1, min(len(front), MOST_OPTIONS)).round().astype(np.int64))
     return tuple(options[int(front[place])] for place in places), False
@@ -222,9 +225,25 @@ def _narrowed_costs(
     each_output = whole - np.array(_plain(shorter), dtype=np.int64)
     lost_inputs = site.layer.in_channels - np.array(before, dtype=np.int64)
     lost_outputs = site.layer.out_channels - np.array(after, dtype=np.int64)
-    return np.asarray(
-        whole - lost_inputs[:, None, None] * each_input - lost_outputs[None, :, None] * each_output, dtype=np.int64
-    )
+    costs = whole - lost_inputs[:, None, None] * each_input - lost_outputs[None, :, None] * each_output
+    costs[..., UNITS.index("latency")] = _narrowed_times(site, priced, before, after)
+    return np.asarray(costs, dtype=np.int64)
+
+
+def _narrowed_times(site: Site, priced: Priced, before: Sequence[int], after: Sequence[int]) -> Integers:
+    """Nanoseconds ``(before, after)``: what fewer channels save in the first and in the last layer, added up."""
+    if site.pacer is None:
+        return np.zeros((len(before), len(after)), dtype=np.int64)
+    layers = priced.option.layers
+    inputs = [
+        site.price_time(
+            (layers[0].named("", in_channels=i), *layers[1:]),
+            [narrow_shape(shape, site.layer, i) for shape in site.input_shapes],
+        )
+        for i in before
+    ]
+    outputs = [site.price_time((*layers[:-1], layers[-1].named("", out_channels=o)), site.input_shapes) for o in after]
+    return np.array(inputs, dtype=np.int64)[:, None] + np.array(outputs, dtype=np.int64) - priced.cost.latency
 
 
 def _only_whole(

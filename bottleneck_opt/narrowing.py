@@ -42,8 +42,8 @@ def narrow_site(site: Site, kept_inputs: Sequence[int], kept_outputs: Sequence[i
         layer=layer,
         weight=weight,
         bias=bias,
-        input_shapes=tuple(_narrow_shape(shape, layer, len(inputs)) for shape in site.input_shapes),
-        output_shapes=tuple(_narrow_shape(shape, layer, len(outputs)) for shape in site.output_shapes),
+        input_shapes=tuple(narrow_shape(shape, layer, len(inputs)) for shape in site.input_shapes),
+        output_shapes=tuple(narrow_shape(shape, layer, len(outputs)) for shape in site.output_shapes),
         cost=narrow_cost(site, len(inputs), len(outputs)),
         statistics=statistics,
         whole=site.whole or site,
@@ -55,8 +55,10 @@ def narrow_site(site: Site, kept_inputs: Sequence[int], kept_outputs: Sequence[i
 def narrow_cost(site: Site, inputs: int, outputs: int) -> Cost:
     """What a site without groups costs with fewer channels."""
     layer = site.layer
+    narrow = _narrow_layer(layer, inputs, outputs)
     macs = site.cost.macs * inputs * outputs // (layer.in_channels * layer.out_channels)
-    return Cost(macs, _narrow_layer(layer, inputs, outputs).params, site.cost.other)
+    shapes = [narrow_shape(shape, layer, inputs) for shape in site.input_shapes]
+    return Cost(macs, narrow.params, site.cost.other, site.price_time((narrow,), shapes))
 
 
 def _narrow_layer(layer: LayerSpec, inputs: int, outputs: int) -> LayerSpec:
@@ -106,6 +108,7 @@ def predict_outputs(weight: Tensor, inputs: Moments, mean: Tensor) -> Moments:
     return Moments(inputs.count, mean * inputs.count, float(outer.trace()), outer)
 
 
-def _narrow_shape(shape: Sequence[int], layer: LayerSpec, channels: int) -> tuple[int, ...]:
+def narrow_shape(shape: Sequence[int], layer: LayerSpec, channels: int) -> tuple[int, ...]:
+    """A layer's input or output shape with another number of channels."""
     axis = len(shape) - 1 if layer.kind == LINEAR else len(shape) - len(layer.kernel) - 1
     return (*shape[:axis], channels, *shape[axis + 1 :])

@@ -13,11 +13,12 @@ from torch import nn
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import measure_statistics, read_statistics
 from bottleneck_opt.carrying import carry_out
-from bottleneck_opt.choosing import Wish, find_ties, list_offers
+from bottleneck_opt.chooser import Order, check_alone, prepare_choice
+from bottleneck_opt.choosing import find_ties
+from bottleneck_opt.clock_notes import list_clock_notes
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import BudgetError, InputError
 from bottleneck_opt.evaluating import Evaluate
-from bottleneck_opt.fitting import Fit
 from bottleneck_opt.floor import Floor, check_max_drop
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import view_rewritten
@@ -32,17 +33,16 @@ from bottleneck_opt.sites import AnyPass, SharingPass
 from bottleneck_opt.skipping import UNUSED, list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
-from bottleneck_opt.stepping import Seen, choose_in_steps
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import (
     describe_run,
-    lacks_data,
     list_data_notes,
     list_joint_notes,
     list_notes,
     list_step_notes,
 )
-from bottleneck_opt.verifying import measure_metric, verify
+from bottleneck_opt.timing import Timing, read_timings
+from bottleneck_opt.verifying import measure_metric, time_both, verify
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
@@ -62,6 +62,8 @@ def optimize(
     recipe: Recipe | None = None,
     statistics: Statistics | str | Path | None = None,
     memory: int | str | None = None,
+    timing: Timing | str | Sequence[Timing | str] | None = None,
+    allow_slower: bool | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -75,7 +77,8 @@ def optimize(
         inputs: One example call: a Tensor, a tuple of arguments or a dict of keyword arguments. None infers it.
         calibration: Unlabelled data: a Tensor (split along axis 0) or an iterable of batches. None uses noise.
         calibration_limit: Examples read at most; they are kept on the CPU.
-        budget: How small: ``0.5``, ``"macs=0.5, params=0.4"`` or a :class:`Budget`. None aims at half the MACs.
+        budget: How small: ``0.5``, ``"macs=0.5, params=0.4"``, ``"latency=0.7"`` or a :class:`Budget`.
+            None aims at half the MACs.
         passes: Names or pass objects; None uses the built-in ones that keep the model's class. A name may set options:
             ``"tucker:steps=4"``. With ``shared`` the model's recorded graph is rewritten, and the result is a
             GraphModule.
@@ -94,6 +97,11 @@ def optimize(
             nothing is refitted unless the statistics were of noise too.
         memory: What the covariances may take, such as ``"2GB"``; the rest is kept in files of a temporary folder while
             this runs. The result is the same. None takes half of what is free.
+        timing: The setting that matters, such as ``"batch=32,threads=2"``, or a list of them, of which the worst
+            counts (:class:`Timing`). None takes the example's batch on one thread.
+        allow_slower: Chosen replacements are timed against their layers, and those that are no faster here are left
+            out. None takes them all the same where a budget other than of time cannot be met without; False never
+            takes them; True times nothing while choosing. What was timed is kept in the user's cache folder.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
@@ -119,6 +127,8 @@ def optimize(
     recipe = recipe or Recipe()
     chosen = find_passes(passes)
     wanted, contract = read_budget(budget)
+    check_alone(wanted, ranks)
+    settings = read_timings(timing)
     stages = Stages(shown=progress)
     original = unwrap_model(model)
     with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage:
@@ -135,24 +145,22 @@ def optimize(
         else:
             statistics = read_statistics(statistics, subject)
         statistics = statistics if recipe.curvature else statistics.without_curvature()
-        limits = wanted.limits(subject.traced.cost)
-        wish = Wish(chosen, limits, contract, recipe.rounds)
-        seen = Seen(subject, statistics, ties, seed, curvature=recipe.curvature)
-        fit = Fit(subject, wanted, wish, recipe, seed, stages, ranks)
+        order = Order(chosen, wanted, contract, recipe, settings, allow_slower, seed)
+        chooser = prepare_choice(subject, statistics, ties, order, stages, ranks)
+        limits = chooser.fit.wish.limits
         if floor is not None and evaluate is not None:
-            offers = list_offers(subject, statistics, ties, wish, stages, ranks)
-            carried, promise = keep_promise(Search(seen, offers, fit, floor, evaluate, recovery, typed=contract))
-            met = not contract or _is_met(carried.rewritten.traced.cost, limits, contract=False)
+            carried, promise = keep_promise(Search(chooser, floor, evaluate, recovery, typed=contract))
+            met = not contract or _is_met(carried.cost, limits, contract=False)
         else:
-            steps = 1 if lacks_data(subject, statistics) else recipe.steps
-            stepping = choose_in_steps(seen, wish, steps, fit.prepare, stages, ranks)
-            carried, promise = carry_out(fit, stepping, statistics, recovery), None
-            met = _is_met(carried.rewritten.traced.cost, limits, contract=contract)
+            stepping = chooser.choose(chooser.fit.wish)
+            carried, promise = carry_out(chooser.fit, stepping, statistics, recovery), None
+            met = _is_met(carried.cost, limits, contract=contract)
         plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
         with stages.stage("verify"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
             metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
-            verification = verify(subject, plan, rewritten, view, statistics, metrics, ranks)
+            speeds = time_both(subject, plan, rewritten, settings, ranks)
+            verification = verify(subject, plan, rewritten, view, statistics, metrics, speeds)
             if carried.recovered is None:
                 verification = replace(verification, held_out_change=carried.joint.held_out)
             else:
@@ -184,6 +192,7 @@ def optimize(
             ),
             *list_data_notes(subject, statistics),
             *list_step_notes(carried.stepping),
+            *list_clock_notes(carried.stepping.clocked, verification),
             *list_joint_notes(carried.joint),
             *view.notes,
             *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
@@ -197,6 +206,7 @@ def optimize(
         frontier=choice.allocation.frontier,
         curves=choice.curves,
         promise=promise,
+        clocked=carried.stepping.clocked,
     )
 
 

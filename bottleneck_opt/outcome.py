@@ -43,6 +43,8 @@ class Speed:
         spread: How unsteady it was: interquartile range over median, the larger of both models.
         layers: Median milliseconds in each rewritten layer over all its calls, ``(path, before, after)``; empty where
             that was not timed.
+        batch: Examples in the call; None for the example input's own number.
+        target: What ran it: ``eager`` PyTorch, ``compile`` or ``onnxruntime``.
     """
 
     before: float
@@ -52,6 +54,8 @@ class Speed:
     device: str
     spread: float = 0.0
     layers: tuple[tuple[str, float, float], ...] = ()
+    batch: int | None = None
+    target: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Verification:
         checks: What was checked, one sentence each.
         held_out_change: As ``measured_change``, on the fifth of the examples that was held out when all layers were
             fitted together; None where they were not, or were trained afterwards.
+        more_speeds: As ``speed``, in the other settings that were asked for.
     """
 
     data: str
@@ -86,6 +91,7 @@ class Verification:
     metric_after: float | None
     checks: tuple[str, ...]
     held_out_change: float | None = None
+    more_speeds: tuple[Speed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,62 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """Milliseconds of the whole model in one setting.
+
+    Attributes:
+        setting: The setting in words.
+        before: Of the original.
+        predicted: What was expected of the result, when it was chosen.
+        after: Of the result.
+    """
+
+    setting: str
+    before: float
+    predicted: float
+    after: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A replacement that was chosen at first, timed, and left out because it is no faster than the layer itself.
+
+    Attributes:
+        path: The layer.
+        form, ranks: The replacement.
+        before, after: Milliseconds of the layer and of the replacement.
+    """
+
+    path: str
+    form: str
+    ranks: tuple[int, ...]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """What came of timing while choosing.
+
+    Attributes:
+        timed: The whole model in each setting; empty where time is not limited.
+        models: How many whole models were timed.
+        left_out: Replacements that are no faster.
+        taken_all_the_same: The budget cannot be met without such replacements, so they were not left out.
+        latency: Nanoseconds of the result in the setting where it gains least, in terms of the first one's time where
+            the budget is relative; 0 where time is not limited.
+        fault: Why times are not kept on disk; empty where they are.
+    """
+
+    timed: tuple[Timed, ...] = ()
+    models: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    taken_all_the_same: bool = False
+    latency: int = 0
+    fault: str = ""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The numbers and graphs of one optimisation.
 
@@ -272,6 +334,7 @@ class Outcome:
         frontier: The least predicted loss at several costs of the whole model, cheapest first; before refitting.
         curves: For rewritten layers, what other ranks would have lost.
         promise: What the search above a floor tried; None where there was no ``max_drop``.
+        clocked: What came of timing while choosing; None where nothing was timed then.
     """
 
     plan: Plan
@@ -288,6 +351,7 @@ class Outcome:
     frontier: tuple[Tradeoff, ...] = field(default=(), kw_only=True)
     curves: tuple[Curve, ...] = field(default=(), kw_only=True)
     promise: Promise | None = field(default=None, kw_only=True)
+    clocked: Clocked | None = field(default=None, kw_only=True)
 
     @property
     def made_up(self) -> bool:

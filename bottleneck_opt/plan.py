@@ -13,8 +13,8 @@ from bottleneck_opt.errors import FileError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec, are_child_names, find_fault, find_order_fault
 
-FORMAT = 4
-READABLE = (1, 2, 3, 4)  # 1 knew fewer layers, 2 no dropped channels, 3 no activations; all mean the same
+FORMAT = 5
+READABLE = (1, 2, 3, 4, 5)  # 1 knew fewer layers, 2 no dropped channels, 3 no activations, 4 no time; all mean the same
 IN_PLACE = "select"  # the form of a layer that only got narrower
 SHARED = "shared"  # the form of a layer that reads a shared bottleneck
 

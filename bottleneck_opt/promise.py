@@ -16,6 +16,7 @@ import torch
 
 from bottleneck_opt.budget import Budget
 from bottleneck_opt.carrying import Carried, carry_out
+from bottleneck_opt.chooser import Chooser
 from bottleneck_opt.choosing import Choice, Offers
 from bottleneck_opt.distribution import Ranks
 from bottleneck_opt.evaluating import Answer, Evaluate, ask_about_copy, check_answer
@@ -26,9 +27,9 @@ from bottleneck_opt.plan import Plan
 from bottleneck_opt.promise_words import tell_reason, tell_time_left
 from bottleneck_opt.recovery import Recovery
 from bottleneck_opt.span import Span
-from bottleneck_opt.stepping import Seen, Stepping, choose_in_steps
+from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Stepping
 from bottleneck_opt.subject import Subject
-from bottleneck_opt.summary import lacks_data
 from bottleneck_opt.walking import Look, Stride, walk
 
 MOST_TRIED = 6
@@ -41,22 +42,33 @@ class Search:
     """What to search with.
 
     Attributes:
-        seen: What to compress and what is known of it.
-        offers: What the passes offer.
-        fit: What choices are fitted with; its budget is what was typed.
+        chooser: Chooses at any limits; the budget it fits with is what was typed.
         floor: What a model's metric is held against.
         evaluate: Measures it.
         recovery: How each model is trained before it is measured; None where none is.
         typed: Whether a budget was typed; if not, the smallest model is searched for.
     """
 
-    seen: Seen
-    offers: Offers
-    fit: Fit
+    chooser: Chooser
     floor: Floor
     evaluate: Evaluate
     recovery: Recovery | None
     typed: bool
+
+    @property
+    def fit(self) -> Fit:
+        """What choices are fitted with."""
+        return self.chooser.fit
+
+    @property
+    def offers(self) -> Offers:
+        """What the passes offer."""
+        return self.chooser.offers
+
+    @property
+    def statistics(self) -> Statistics:
+        """What calibration saw of the original."""
+        return self.chooser.seen.statistics
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def keep_promise(search: Search) -> tuple[Carried, Promise]:
     if returned is None:
         whole = replace(search.fit, budget=search.fit.budget if search.typed else Budget(macs=1.0))
         nothing = Stepping(search.offers.leave_all(walked.last))
-        returned = carry_out(whole, nothing, search.seen.statistics, None)
+        returned = carry_out(whole, nothing, search.statistics, None)
     promise = Promise(
         search.floor.max_drop, search.floor.metric, len(search.floor.scores), not search.typed, tried, 1 + calls, ""
     )
@@ -146,7 +158,7 @@ def _walk_down(search: Search, span: Span) -> _Walked:
         attempts.append(attempt)
         if attempt.verdict.held:
             models[:] = [carried]  # deeper than any before that held; those are let go
-        return Look(attempt.verdict.held, span.measure(carried.rewritten.traced.cost), fresh=True)
+        return Look(attempt.verdict.held, span.measure(carried.cost), fresh=True)
 
     first, finest = HALF / max(span.depth, HALF), math.log(FINEST) / max(span.depth, 1e-9)
     walk(look, Stride(1.0 if search.typed else first, first, finest, MOST_TRIED))
@@ -155,12 +167,9 @@ def _walk_down(search: Search, span: Span) -> _Walked:
 
 def _choose(search: Search, span: Span, way: float) -> Stepping:
     """The choice so far along the way, the same one whenever it is asked for."""
-    fit = search.fit
-    torch.manual_seed(fit.seed)
-    wish = replace(fit.wish, limits=span.budget(way).limits(search.offers.total), contract=False)
-    steps = 1 if lacks_data(fit.subject, search.seen.statistics) else fit.recipe.steps
-    build = replace(fit, wish=wish).prepare
-    return choose_in_steps(search.seen, wish, steps, build, fit.stages, fit.ranks, search.offers)
+    torch.manual_seed(search.fit.seed)
+    wish = replace(search.fit.wish, limits=span.budget(way).limits(search.offers.total), contract=False)
+    return search.chooser.choose(wish)
 
 
 def _same(one: Plan, other: Plan) -> bool:
@@ -176,14 +185,14 @@ def _try(
     search.fit.stages.announce(f"max_drop: model {len(before) + 1} of at most {MOST_TRIED}, {budget.describe()}{left}")
     carried = _carry(search, span, way, stepping)
     verdict = _measure(search, carried, call=1 + len(before))
-    cost = carried.rewritten.traced.cost
+    cost = carried.cost
     tried = Tried(budget.describe(), cost.macs, cost.params, verdict.metric, verdict.worst, verdict.held, verdict.fault)
     return _Attempt(way, carried.plan, verdict, tried, time.perf_counter() - started), carried
 
 
 def _carry(search: Search, span: Span, way: float, stepping: Stepping) -> Carried:
     fit = search.fit if search.typed else replace(search.fit, budget=span.budget(way))
-    return carry_out(fit, stepping, search.seen.statistics, search.recovery)
+    return carry_out(fit, stepping, search.statistics, search.recovery)
 
 
 def _measure(search: Search, carried: Carried, *, call: int) -> Verdict:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bottleneck_opt.costs import price_layers
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.knapsack import Choices, list_pareto
@@ -80,7 +79,7 @@ def ask_all(site: Site, passes: Sequence[Pass], units: Sequence[str]) -> Proposa
         if isinstance(answer, Skip):
             skips.append((each.name, answer))
         elif answer is not None:
-            paying = [one for one in answer if pays(one.cost, site.cost, units)]
+            paying = [one for one in answer if pays(one.cost, site.cost, units) and _is_liked(one, site)]
             options.extend(paying)
             if not paying:
                 skips.append((each.name, _no_gain(each.name, site, units)))
@@ -172,7 +171,7 @@ def make_curve(proposal: Proposal, chosen: Priced) -> Curve:
 
 def _price(name: str, option: Option, site: Site) -> Priced:
     check_option(name, option, site)
-    return Priced(name, option, price_layers(option.layers, site.input_shapes, site.output_shapes or None))
+    return Priced(name, option, site.price(option.layers))
 
 
 def check_option(name: str, option: Option, site: Site) -> None:
@@ -259,6 +258,11 @@ def pays(cost: Cost, before: Cost, units: Sequence[str]) -> bool:
     """Whether something costs no more than before in any of the units, and less in one."""
     gains: list[int] = [getattr(before, unit) - getattr(cost, unit) for unit in units]
     return min(gains) >= 0 and max(gains) > 0
+
+
+def _is_liked(priced: Priced, site: Site) -> bool:
+    """Whether no rank wastes time that a larger one would not."""
+    return site.pacer is None or all(map(site.pacer.likes, priced.option.ranks))
 
 
 def _no_gain(name: str, site: Site, units: Sequence[str]) -> Skip:

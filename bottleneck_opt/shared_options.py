@@ -15,6 +15,7 @@ from bottleneck_opt.costs import price_layers
 from bottleneck_opt.errors import PassError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec
+from bottleneck_opt.narrowing import narrow_shape
 from bottleneck_opt.plan import SHARED, Sharing
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.proposing import Priced, Proposal, pays
@@ -186,11 +187,17 @@ def _bottleneck(sites: Sequence[Site], rank: int) -> LayerSpec:
 
 
 def _price_member(site: Site, rank: int) -> Cost:
-    return price_layers((_narrow(site, rank),), site.input_shapes, site.output_shapes or None)
+    narrow = _narrow(site, rank)
+    shapes = [narrow_shape(shape, site.layer, rank) for shape in site.input_shapes]
+    cost = price_layers((narrow,), site.input_shapes, site.output_shapes or None)
+    return replace(cost, latency=site.price_time((narrow,), shapes))
 
 
 def _price_bottleneck(sites: Sequence[Site], rank: int) -> Cost:
-    return price_layers((_bottleneck(sites, rank),), sites[0].input_shapes)
+    first = sites[0]
+    layers = (_bottleneck(sites, rank),)
+    latency = 0 if first.pacer is None else first.pacer.price_alone(layers, first.input_shapes)
+    return replace(price_layers(layers, first.input_shapes), latency=latency)
 
 
 def _price(sites: Sequence[Site], rank: int) -> Cost:

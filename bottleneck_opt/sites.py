@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bottleneck_opt.common_factor import CommonBasis, Consumer
 from bottleneck_opt.conditioning import choose_shrinkage, damp, shrink_in_place
+from bottleneck_opt.costs import price_layers
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import ReduceFit, fit_reduce, loss_of
 from bottleneck_opt.graph import Cost
@@ -21,6 +22,22 @@ from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.statistics import LayerStatistics
 
 ROUNDING = 1e-12
+Shapes = Sequence[Sequence[int]]
+
+
+class Pacer(Protocol):
+    """Says how long layers take on the machine that the result is for (:class:`bottleneck_opt.timing.pace.Pace`)."""
+
+    def price(
+        self, layers: Sequence[LayerSpec], shapes: Shapes, *, whole: LayerSpec, whole_shapes: Shapes
+    ) -> int:  # fmt: skip
+        """Nanoseconds of layers that stand in place of a whole one."""
+
+    def price_alone(self, layers: Sequence[LayerSpec], shapes: Shapes) -> int:
+        """Nanoseconds of layers that stand in no other's place."""
+
+    def likes(self, channels: int) -> bool:
+        """Whether a width wastes no time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Site:
         whole: The site with all its channels, where this one has lost some; None when it has not.
         kept_inputs, kept_outputs: The numbers of the channels that are left, where some were lost; else empty.
         rounds: In how many rounds to improve the factors of an option that was chosen, at most.
+        pacer: Says how long layers take; None where time does not matter.
     """
 
     path: str
@@ -71,6 +89,19 @@ class Site:
     kept_inputs: tuple[int, ...] = ()
     kept_outputs: tuple[int, ...] = ()
     rounds: int = 0
+    pacer: Pacer | None = None
+
+    def price(self, layers: Sequence[LayerSpec]) -> Cost:
+        """What layers in place of this one cost over all its calls."""
+        cost = price_layers(layers, self.input_shapes, self.output_shapes or None)
+        return replace(cost, latency=self.price_time(layers, self.input_shapes))
+
+    def price_time(self, layers: Sequence[LayerSpec], shapes: Shapes) -> int:
+        """Nanoseconds of layers with inputs of these shapes in place of the whole layer; 0 without a pacer."""
+        whole = self.whole or self
+        if self.pacer is None:
+            return 0
+        return self.pacer.price(layers, shapes, whole=whole.layer, whole_shapes=whole.input_shapes)
 
     @property
     def channels_second(self) -> bool:

@@ -33,6 +33,7 @@ from bottleneck_opt.joint.fitting import HELD_OUT, split_data
 from bottleneck_opt.links import Links
 from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.narrowing import predict_outputs
+from bottleneck_opt.outcome import Clocked
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.sharing import Groups
 from bottleneck_opt.sites import Site
@@ -53,12 +54,14 @@ class Stepping:
         one, several: Change of the output on held-out examples after one step and after all, relative to its variance;
             None where there was one step only.
         skipped: Why there was one step only; empty when there were more, or when no more were wanted.
+        clocked: What came of timing while choosing; None where nothing was timed.
     """
 
     choice: Choice
     one: float | None = None
     several: float | None = None
     skipped: str = ""
+    clocked: Clocked | None = None
 
     @property
     def kept(self) -> bool:
@@ -116,7 +119,7 @@ def choose_in_steps(
         return Stepping(choice, skipped=obstacle)
     fresh = seen.statistics
     for number in range(1, steps):
-        limits = _milder(wish.limits, seen.subject.traced.cost, number / steps)
+        limits = _milder(wish.limits, wish.total(seen.subject.traced.cost), number / steps)
         milder = replace(wish, passes=wish.site_passes, limits=limits, contract=False)
         halfway = build(choose_options(seen.subject, fresh, NO_TIES, milder, stages, ranks))(seen.subject.data)
         fresh = _look_again(seen, halfway, stages)

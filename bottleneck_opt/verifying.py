@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bottleneck_opt.applying import Rewritten
@@ -14,6 +15,7 @@ from bottleneck_opt.plan import Plan
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.summary import list_checks
+from bottleneck_opt.timing import Timing
 from bottleneck_opt.verification import measure_change
 from bottleneck_opt.working_copy import copy_model, model_device, working_inputs
 
@@ -30,9 +32,9 @@ def measure_metric(subject: Subject, rewritten: Rewritten, evaluate: Evaluate | 
 
 def verify(
     subject: Subject, plan: Plan, rewritten: Rewritten, view: GraphView, statistics: Statistics, metrics: Metrics,
-    ranks: Ranks,
+    speeds: Sequence[Speed],
 ) -> Verification:  # fmt: skip
-    """Compare outputs and speed of the model before and after.
+    """Compare the outputs of the model before and after, and put all measurements together.
 
     Args:
         subject: The original and the data.
@@ -41,10 +43,9 @@ def verify(
         view: Its recorded graph.
         statistics: They know the spread of the output.
         metrics: The caller's metric before and after, where it was measured.
-        ranks: Who shares the work: one of them times.
+        speeds: Times of both models, one or more.
     """
     change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
-    speed = ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps]))
     return Verification(
         data=f"{subject.data.description} (the ones used for fitting)",
         examples=subject.data.examples,
@@ -53,18 +54,36 @@ def verify(
         kl=change.kl,
         agreement=change.agreement,
         graph_difference=view.difference,
-        speed=speed,
+        speed=speeds[0],
+        more_speeds=tuple(speeds[1:]),
         metric_before=metrics[0],
         metric_after=metrics[1],
         checks=list_checks(plan, rewritten.traced, view),
     )
 
 
-def _time_both(subject: Subject, rewritten: Rewritten, paths: list[str]) -> Speed:
+def time_both(
+    subject: Subject, plan: Plan, rewritten: Rewritten, timings: Sequence[Timing], ranks: Ranks
+) -> tuple[Speed, ...]:  # fmt: skip
+    """Times of both models as the caller will run them: own precision, eval mode, on the working device.
+
+    Args:
+        subject: The original.
+        plan: What was replaced; in the first setting these layers are timed too.
+        rewritten: The model after.
+        timings: The settings.
+        ranks: Who shares the work: one of them times.
+    """
+    return ranks.run_alone(lambda: _time_both(subject, rewritten, [step.path for step in plan.steps], timings))
+
+
+def _time_both(
+    subject: Subject, rewritten: Rewritten, paths: list[str], timings: Sequence[Timing]
+) -> tuple[Speed, ...]:  # fmt: skip
     """Both models as the caller will run them: own precision, eval mode, on the working device; and some layers."""
     device = model_device(subject.working)
     before = copy_model(subject.original).to(device).eval()
     after = copy_model(rewritten.model).to(device).eval()
     inputs = working_inputs(subject.example, before, device)
-    speed = compare_speed(before, after, inputs, device=device)
-    return replace(speed, layers=compare_layers(before, after, inputs, paths, device=device))
+    first, *others = [compare_speed(before, after, inputs, device=device, timing=timing) for timing in timings]
+    return replace(first, layers=compare_layers(before, after, inputs, paths, device=device)), *others

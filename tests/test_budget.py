@@ -58,7 +58,9 @@ def test_a_bare_number_above_one_is_neither_a_ratio_nor_absolute(wrong: Any) -> 
 
 @pytest.mark.parametrize("wrong", ["flops=0.5", {"MACS": 0.5}, "macs=0.5, weights=2"])
 def test_an_unknown_unit_is_refused(wrong: Any) -> None:
-    with pytest.raises(BudgetError, match=r"^budget: unknown unit '.*'; expected macs, params\. Write budget="):
+    with pytest.raises(
+        BudgetError, match=r"^budget: unknown unit '.*'; expected macs, params, latency\. Write budget="
+    ):
         read_budget(wrong)
 
 
@@ -74,16 +76,34 @@ def test_what_is_no_budget_is_refused(wrong: Any) -> None:
         read_budget(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["latency=0.7ms", {"memory": "50MB"}, "macs=0.5, latency=0.5"])
+@pytest.mark.parametrize(
+    ("given", "nanoseconds"),
+    [("latency=0.7", 7 * 10**6), ("latency=0.7ms", 700_000), ("latency=12 ms", 12 * 10**6), ("latency=5us", 5000),
+     ({"latency": "1.5s"}, 15 * 10**8), (Budget(latency=0.5), 5 * 10**6), ("macs=0.5, latency=0.5", 5 * 10**6)],
+)  # fmt: skip
+def test_a_time_is_a_ratio_or_has_its_unit(given: Any, nanoseconds: int) -> None:
+    assert read_budget(given)[0].limits(Cost(macs=8, latency=10**7))["latency"] == nanoseconds
+
+
+@pytest.mark.parametrize("wrong", ["latency=12", "latency=2M", {"latency": 12}, "latency=0ms", "latency=fast"])
+def test_what_is_no_time_is_refused(wrong: Any) -> None:
+    with pytest.raises(BudgetError, match=r"^budget latency=.*: expected a ratio in \(0, 1\] or a time with its unit"):
+        read_budget(wrong)
+
+
+def test_three_limits_are_too_many() -> None:
+    with pytest.raises(BudgetError, match=r"^budget: limits macs, params, latency; expected two of them at most"):
+        read_budget("macs=0.5, params=0.5, latency=0.5")
+
+
+@pytest.mark.parametrize("wrong", [{"memory": "50MB"}, "macs=0.5, memory=0.5"])
 def test_what_comes_later_is_told(wrong: Any) -> None:
-    with pytest.raises(
-        NotAvailableError, match=r"^budget (latency|memory)=.*: this version limits macs and params only"
-    ):
+    with pytest.raises(NotAvailableError, match=r"^budget memory=.*: this version limits macs, params, latency only"):
         read_budget(wrong)
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
-    with pytest.raises(BudgetError, match="nothing is limited; expected macs= or params="):
+    with pytest.raises(BudgetError, match=r"nothing is limited; expected macs=, params= or latency="):
         Budget()
 
 

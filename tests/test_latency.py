@@ -8,6 +8,8 @@ from torch import nn
 from bottleneck_opt import latency
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.outcome import Speed
+from bottleneck_opt.timing import in_turn
+from bottleneck_opt.timing.in_turn import Patience
 
 
 @pytest.fixture
@@ -15,8 +17,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Milliseconds that the timed calls take, in order and over again; nothing else takes time."""
     times: list[float] = []
     endless: Iterator[float] = itertools.chain.from_iterable(iter(lambda: times, None))
-    monkeypatch.setattr(latency, "_time_call", lambda *_: next(endless))
-    monkeypatch.setattr(latency, "MOST_RUNS", 5)
+    monkeypatch.setattr(in_turn, "_time", lambda *_: next(endless))
+    monkeypatch.setattr(latency, "MODEL", Patience(least=5, most=5, seconds=60.0))
     return times
 
 

@@ -77,8 +77,10 @@ def test_the_first_wrong_field_is_named(text: str, where: str) -> None:
 
 
 def test_another_format_is_told() -> None:
-    with pytest.raises(FileError, match=r"^the plan has format 5, this version reads formats 1 and 2 and 3 and 4\."):
-        Plan.from_json(changed(format=5))
+    with pytest.raises(
+        FileError, match=r"^the plan has format 6, this version reads formats 1 and 2 and 3 and 4 and 5\."
+    ):
+        Plan.from_json(changed(format=6))
 
 
 def test_layers_that_do_not_fit_are_refused() -> None:

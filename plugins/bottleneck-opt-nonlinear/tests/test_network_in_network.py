@@ -37,7 +37,9 @@ def test_it_keeps_all_promises() -> None:
 def test_before_training_it_computes_what_the_linear_form_does(chosen: dict[str, bool], linear: Pass) -> None:
     plain = Recipe(refit=False, joint=0)
     results = [
-        bo.optimize(small(), X[:1], calibration=X, passes=[each], budget=0.5, recipe=plain, progress=False)
+        bo.optimize(
+            small(), X[:1], calibration=X, passes=[each], budget=0.5, recipe=plain, allow_slower=True, progress=False
+        )
         for each in (NetworkInNetwork(**chosen), linear)
     ]
     activated, straight = (result.model(X).detach() for result in results)
@@ -58,7 +60,8 @@ def test_the_activation_bends_at_the_mean_of_what_it_reads() -> None:
 
 def test_recovery_learns_slopes() -> None:
     result = bo.optimize(
-        small(), X[:1], calibration=X, passes=[NetworkInNetwork()], budget=0.3, recover=60, progress=False
+        small(), X[:1], calibration=X, passes=[NetworkInNetwork()], budget=0.3, recover=60, allow_slower=True,
+        progress=False,
     )  # fmt: skip
     slopes = [layer.weight.detach() for layer in result.model.modules() if isinstance(layer, nn.PReLU)]
     assert slopes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bottleneck_opt.errors import BottleneckOptError
 from bottleneck_opt.files import write_whole
-from bottleneck_opt.latency import one_thread, steady_memory
+from bottleneck_opt.timing.in_turn import limited_threads, steady_memory
 from tests.benchmarks.accuracy.methods import BASELINES, FORMS, OURS, RECOVERED, find_method
 from tests.benchmarks.accuracy.problem import Problem, pose
 from tests.benchmarks.accuracy.rows import Row
@@ -90,7 +90,7 @@ def time_interleaved(
     runs: dict[tuple[str, float], list[float]] = {key: [] for key in models}
     order = list(models)
     generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(), one_thread(), steady_memory():
+    with torch.inference_mode(), limited_threads(1), steady_memory():
         for model in models.values():
             model(inputs)
         started = time.perf_counter()

@@ -1,0 +1,129 @@
+"""Time calls in turn, so that a drifting machine hits all alike.
+
+On one CPU thread it is the time of the thread that computes: what other programs take away from it does not count, so
+a busy machine does not decide which is the faster one. With more threads, and on other devices, it is time on the wall.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+Ready = Callable[[], Call]
+"""Makes one call ready to be timed: what it is given is copied beforehand, as it may write into it."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to go on.
+
+    Attributes:
+        least, most: Runs of each call.
+        seconds: Not longer than this, once ``least`` is reached.
+    """
+
+    least: int
+    most: int
+    seconds: float
+
+
+def time_in_turn(
+    calls: Sequence[Ready], *, device: torch.device, threads: int, patience: Patience
+) -> list[list[float]]:
+    """Milliseconds of every run of each call, all called once before.
+
+    Args:
+        calls: What to time.
+        device: Where they compute.
+        threads: CPU threads they may use.
+        patience: How often.
+    """
+    runs: list[list[float]] = [[] for _ in calls]
+    with torch.inference_mode(), limited_threads(threads), steady_memory():
+        for ready in calls:
+            ready()()
+        started = time.perf_counter()
+        while _goes_on(len(runs[0]), started, patience):
+            for ready, times in zip(calls, runs, strict=True):
+                times.append(_time(ready(), device, threads))
+    return runs
+
+
+def _goes_on(done: int, started: float, patience: Patience) -> bool:
+    if done < patience.least:
+        return True
+    return done < patience.most and time.perf_counter() - started < patience.seconds
+
+
+def _time(call: Call, device: torch.device, threads: int) -> float:
+    clock = _choose_clock(device, threads)
+    _wait(device)
+    started = clock()
+    call()
+    _wait(device)
+    return (clock() - started) * 1e3
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _choose_clock(device: torch.device, threads: int) -> Callable[[], float]:
+    """The thread's own time where it computes alone and its clock is fine enough (not on Windows)."""
+    fine = time.get_clock_info("thread_time").resolution < 1e-5
+    return time.thread_time if device.type == "cpu" and threads == 1 and fine else time.perf_counter
+
+
+def find_spread(times: Sequence[float]) -> float:
+    """Interquartile range over median."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return (upper - lower) / median
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch compute on this many CPU threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def steady_memory() -> Iterator[None]:
+    """Keep glibc from giving big activations back to the kernel after every operation, which makes timings swing."""
+    mallopt = _find_mallopt()
+    if mallopt is None:
+        yield
+        return
+    m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # from glibc's malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 256 * 2**20)
+    try:
+        yield
+    finally:
+        mallopt(m_mmap_max, 65536)  # glibc's defaults
+        mallopt(m_trim_threshold, 128 * 2**10)
+        mallopt(m_top_pad, 0)
+
+
+def _find_mallopt() -> Callable[[int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a C library without it, such as musl
+        return None
+    return function

@@ -15,7 +15,7 @@ from bottleneck_opt.errors import (
     RanksError,
     RewriteError,
 )
-from bottleneck_opt.exporting import Exported, export
+from bottleneck_opt.exporting import Exported, OnnxModel, Quantized, export, open_onnx
 from bottleneck_opt.graph import Cost, Traced
 from bottleneck_opt.graph_view import to_graph_module
 from bottleneck_opt.optimizer import optimize
@@ -33,7 +33,7 @@ from bottleneck_opt.version import __version__
 
 __all__ = [
     "BottleneckOptError", "Budget", "BudgetError", "Cost", "ExportError", "Exported", "FileError", "InputError",
-    "ModelError", "NotAvailableError", "PassError", "PatternError", "Plan", "RanksError", "Recipe", "Recovery",
-    "Result", "RewriteError", "Statistics", "Timing", "Traced", "__version__", "apply", "calibrate", "draw", "export",
-    "load", "optimize", "profile", "recover", "to_graph_module", "trace",
+    "ModelError", "NotAvailableError", "OnnxModel", "PassError", "PatternError", "Plan", "Quantized", "RanksError",
+    "Recipe", "Recovery", "Result", "RewriteError", "Statistics", "Timing", "Traced", "__version__", "apply",
+    "calibrate", "draw", "export", "load", "open_onnx", "optimize", "profile", "recover", "to_graph_module", "trace",
 ]  # fmt: skip

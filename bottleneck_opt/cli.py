@@ -283,11 +283,20 @@ def export_command(
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="As many examples as --input has.")] = False,
     opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators. Default: torch's.")] = None,
     check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="int8: layers of 8 bits, with ranges from --calibration.")
+    ] = None,
+    calibration: Calibration = None,
+    calibration_limit: Limit = 256,
     as_json: AsJson = False,
 ) -> None:
     """Write a saved result as one file that ONNX Runtime or torch runs; the file is run and compared first."""
     loaded, example = load_saved(folder, find_model(model), input_shape)
-    written = export(loaded, example, output, dynamic_batch=not fixed_batch, opset=opset, check=check)
+    written = export(
+        loaded, example, output, dynamic_batch=not fixed_batch, opset=opset, check=check, quantize=quantize,
+        calibration=_read_data(calibration, loaded, model, example, calibration_limit),
+        calibration_limit=calibration_limit,
+    )  # fmt: skip
     typer.echo(json.dumps(asdict(written), indent=2, default=str) if as_json else str(written))
 
 

@@ -6,7 +6,7 @@ import base64
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import graphviz
 import torch.fx
@@ -84,10 +84,24 @@ class Result(Outcome):
         return save_outcome(self, self.model, folder)
 
     def export(
-        self, path: str | Path, *, dynamic_batch: bool = True, opset: int | None = None, check: bool = True
+        self,
+        path: str | Path,
+        *,
+        dynamic_batch: bool = True,
+        opset: int | None = None,
+        check: bool = True,
+        quantize: Literal["int8"] | None = None,
+        calibration: Any = None,
+        calibration_limit: int = 256,
     ) -> Exported:
-        """Write the model as ``.onnx`` or ``.pt2``; arguments, checks and errors as :func:`bottleneck_opt.export`."""
-        return export(self.model, self.before.inputs, path, dynamic_batch=dynamic_batch, opset=opset, check=check)
+        """Write the model as ``.onnx`` or ``.pt2``; arguments, checks and errors as :func:`bottleneck_opt.export`.
+
+        A result does not keep the data it was made with: ``quantize="int8"`` asks for them again.
+        """
+        return export(
+            self.model, self.before.inputs, path, dynamic_batch=dynamic_batch, opset=opset, check=check,
+            quantize=quantize, calibration=calibration, calibration_limit=calibration_limit,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return render_text(self)

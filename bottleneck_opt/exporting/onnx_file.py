@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from bottleneck_opt.sources import one_line
 
 MOST_BYTES = 2 * 10**9  # an ONNX file is one protobuf message, which can hold 2 GiB
 _OPERATION = re.compile(r"op='([\w.:]+)'|\b(aten[.:]+\w+)")
+_PRECISIONS = (
+    "It has few operations in float64 and none in bfloat16: export model.float(), or leave the check out with "
+    "check=False."
+)
 _INSTALL = "Install them: pip install 'bottleneck-opt[export]'"
 
 
@@ -93,8 +97,41 @@ def _find_source(program: ExportedProgram, name: str) -> str:
     return ""
 
 
-def run_onnx(content: bytes) -> Callable[..., Any]:
+class Session:
+    """ONNX Runtime with one file, on the CPU."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._names = [each.name for each in runtime.get_inputs()]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The file's outputs, in order, for the tensors in a call of the model."""
+        return [torch.from_numpy(each) for each in self._runtime.run(None, bind(self._names, args, kwargs))]
+
+    def describe(self) -> str:
+        """What it takes in words, such as ``x: batch x 3 x 8 x 8 tensor(float)``."""
+        return "; ".join(
+            f"{each.name}: {' x '.join(map(str, each.shape)) or 'a number'} {each.type}"
+            for each in self._runtime.get_inputs()
+        )
+
+
+def bind(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a call by the names of a file's inputs: those given by name, then the others in order."""
+    named = {name: value for name, value in kwargs.items() if name in names and isinstance(value, Tensor)}
+    others = {name: value for name, value in kwargs.items() if name not in named}
+    free = [name for name in names if name not in named]
+    given = {**named, **dict(zip(free, find_tensors((args, others)), strict=True))}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in given.items()}
+
+
+def start_session(content: bytes, *, name: str = "what was made", advice: str = _PRECISIONS) -> Session:
     """What ONNX Runtime computes, on the CPU, from these very bytes.
+
+    Args:
+        content: The file.
+        name: What an error calls it.
+        advice: What an error ends with.
 
     Raises:
         ExportError: It cannot run the file.
@@ -104,20 +141,10 @@ def run_onnx(content: bytes) -> Callable[..., Any]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
-        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return Session(runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
     except Exception as error:  # its exceptions share no base class of their own
         said = one_line(error, width=250).rstrip(" .")
-        raise ExportError(
-            f".onnx: ONNX Runtime cannot run what was made: {said}. It has few operations "
-            "in float64 and none in bfloat16: export model.float(), or leave the check out with check=False."
-        ) from error
-    names = [each.name for each in session.get_inputs()]
-
-    def run(*args: Any, **kwargs: Any) -> list[Tensor]:
-        given = [tensor.detach().numpy() for tensor in find_tensors((args, kwargs))]
-        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, given, strict=True)))]
-
-    return run
+        raise ExportError(f".onnx: ONNX Runtime cannot run {name}: {said}. {advice}") from error
 
 
 def version_of_runtime() -> str:

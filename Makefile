@@ -34,6 +34,7 @@ slow: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.digits
 	$(BIN)/python -m tests.benchmarks.accuracy --workers 2
+	$(BIN)/python -m tests.benchmarks.quantised
 	$(BIN)/python -m tests.benchmarks.resnet50
 	$(BIN)/python -m tests.benchmarks.pictures
 	$(BIN)/python -m tests.benchmarks.report_page

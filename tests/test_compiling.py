@@ -76,7 +76,7 @@ def test_a_result_is_compiled_no_more_often_than_its_original(case: str) -> None
     counts = []
     for each in (net, model):
         torch.compiler.reset()
-        counter = CompileCounter()  # type: ignore[no-untyped-call]
+        counter = CompileCounter()
         compiled: Any = torch.compile(each, backend=counter)
         with torch.no_grad():
             for size in (4, 4, 5, 7, 8, 1, 3):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from torch import Tensor, nn
 
 import bottleneck_opt as bo
 from bottleneck_opt.exporting import quantizing
-from tests.networks import Residual, classifier, conv, noise, seeded
+from bottleneck_opt.images import Pictures
+from bottleneck_opt.inputs import noise_batches
+from bottleneck_opt.tracing import choose_inputs
+from bottleneck_opt.working_copy import working_copy
+from tests.networks import Branches, Residual, classifier, conv, noise, seeded
 from tests.test_cli import FACTORY, run
-from tests.test_exporting import CASES, Pair, compress, decoder, run_onnx, tiny
+from tests.test_exporting import CASES, Pair, X, compress, decoder, run_onnx, tiny
+from tests.zoo.families import find_entry
 
 DATA = noise(32, 3, 8, 8, dtype=torch.float32)
 INT8: dict[str, Any] = {"quantize": "int8", "calibration": DATA}
@@ -105,6 +111,19 @@ def test_a_file_that_became_no_smaller_is_told(tmp_path: Path) -> None:
     net = seeded(lambda: nn.Sequential(conv(3, 2), nn.ReLU()), dtype=torch.float32)
     written = bo.export(net, DATA[:1], tmp_path / "net.onnx", **INT8)
     assert any("no smaller than in float32" in note for note in written.notes)
+
+
+def test_how_images_were_prepared_is_told(tmp_path: Path) -> None:
+    pictures = Pictures(DATA, "calibration: the 32 images in a folder, resized")
+    written = bo.export(tiny(), DATA[:1], tmp_path / "net.onnx", quantize="int8", calibration=pictures)
+    assert pictures.note in written.notes
+
+
+def test_a_shared_bottleneck_is_quantised_too(tmp_path: Path) -> None:
+    result = compress(Branches, X, ["shared"], 0.7)
+    written = result.export(tmp_path / "model.onnx", **INT8)
+    assert written.quantized is not None
+    assert (written.quantized.change or 1) < 5e-3
 
 
 def test_without_the_check_nothing_is_compared(tmp_path: Path) -> None:
@@ -199,6 +218,31 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     told = json.loads(capsys.readouterr().out)["quantized"]
     assert (told["scheme"], told["examples"], told["held_out"]) == ("int8", 24, True)
     assert told["change"] < 5e-3
+
+
+ZOO = (
+    "torchvision/mobilenet_v3_small", "networks/transformer_encoder", "networks/tcn", "networks/wavenet",
+    "networks/audio_unet", "networks/gan_generator", "networks/autoencoder3d", "networks/crnn", "networks/convlstm",
+    "networks/super_resolution", "yolo/c2f_anchor_free", "hand_written/grouped", "hand_written/weight_norm",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_models_of_all_kinds_are_quantised(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the models' own packages
+        entry = find_entry(name)
+        torch.manual_seed(0)
+        model = entry.build().eval()
+        inputs = entry.inputs(model)
+        call, _ = choose_inputs(working_copy(model), inputs)
+        data = [each.args[0] for each in noise_batches(call, examples=16, seed=0)]
+        written = bo.export(model, call.args[0], tmp_path / "model.onnx", quantize="int8", calibration=data)
+    assert written.quantized is not None
+    assert sum(written.quantized.operators.get(kind, 0) for kind in ("Conv", "ConvTranspose", "MatMul", "Gemm")) > 1
+    assert written.quantized.change is not None
+    assert written.quantized.change < 1e-2
 
 
 # -- files as modules ---------------------------------------------------------------------------------------------

@@ -52,11 +52,13 @@ class Examples:
         ranges: Those that the ranges of the activations are taken from.
         compared: Those that outputs are compared on.
         held_out: Whether these are others.
+        notes: What else a careful user should know of them.
     """
 
     ranges: tuple[Inputs, ...]
     compared: tuple[Inputs, ...]
     held_out: bool
+    notes: tuple[str, ...] = ()
 
 
 def choose_examples(captured: Captured, calibration: Any, limit: int) -> Examples:
@@ -81,8 +83,9 @@ def choose_examples(captured: Captured, calibration: Any, limit: int) -> Example
     _check_sizes(parts, captured)
     held = parts[EVERY - 1 :: EVERY]
     if not held:
-        return Examples(parts, parts, held_out=False)
-    return Examples(tuple(part for number, part in enumerate(parts, 1) if number % EVERY), held, held_out=True)
+        return Examples(parts, parts, held_out=False, notes=data.notes)
+    seen = tuple(part for number, part in enumerate(parts, 1) if number % EVERY)
+    return Examples(seen, held, held_out=True, notes=data.notes)
 
 
 def _cut(data: CalibrationData, captured: Captured) -> Iterator[Inputs]:

@@ -87,6 +87,7 @@ def export(
         _check_precision(ready)
     call, notes = choose_inputs(ready, inputs)
     captured = capture(ready, call, dynamic_batch=dynamic_batch)
+    examples = None if quantize is None else choose_examples(captured, calibration, calibration_limit)
     content, version = to_onnx(captured, opset) if form == ONNX else (to_pt2(captured), None)
     difference, checked = None, ""
     if check:
@@ -94,8 +95,7 @@ def export(
         sizes = " and ".join(map(str, sorted({batch_size(each) for each in captured.tries})))
         checked = f"{version_of_runtime() if form == ONNX else 'torch.export.load'} with {sizes} examples"
     quantized = None
-    if quantize is not None:
-        examples = choose_examples(captured, calibration, calibration_limit)
+    if examples is not None:
         content, quantized = _quantize(ready, content, examples, check=check)
     write_whole(target, content)
     return Exported(
@@ -107,7 +107,12 @@ def export(
         size=len(content),
         difference=difference,
         checked=checked,
-        notes=(*notes, *_tell_batch(captured), *_tell_size(len(content), quantized)),
+        notes=(
+            *notes,
+            *_tell_batch(captured),
+            *(examples.notes if examples else ()),
+            *_tell_size(len(content), quantized),
+        ),
         quantized=quantized,
     )
 

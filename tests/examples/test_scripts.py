@@ -140,6 +140,25 @@ def test_the_attention_block_is_the_formula_of_its_paper() -> None:
     assert torch.allclose(net(x), x + 2 * expected.view_as(x), atol=1e-5)
 
 
+def test_both_steps_to_a_small_file_keep_the_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = load_example("deploy").main(tmp_path)
+    text = capsys.readouterr().out
+    names = ["original_float32", "original_int8", "quarter_float32", "quarter_int8"]
+    table = [rows(text, f"{name}.onnx")[0] for name in names]
+    accuracies, sizes = [right(row) for row in table], [each.size for each in written]
+    assert accuracies[0] > 97
+    assert min(accuracies) > accuracies[0] - 1
+    assert [int(row[1]) for row in table] == [round(size / 1000) for size in sizes]
+    assert sizes[1] < 0.3 * sizes[0]
+    assert sizes[2] < 0.4 * sizes[0]
+    assert sizes[3] < 0.5 * sizes[2]
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.onnx" for name in names}
+    quantized = [each.quantized for each in written if each.quantized is not None]
+    assert [each.held_out for each in quantized] == [True, True]
+    assert max(each.change or 0 for each in quantized) < 5e-3
+    assert "top class (16 examples, held out)" in text
+
+
 def test_the_index_names_every_example_and_its_picture() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", index)

@@ -137,7 +137,7 @@ class LayerTimes:
     def _time(
         self, chains: Sequence[Sequence[LayerSpec]], shape: Sequence[int], timing: Timing, patience: Patience
     ) -> list[int]:
-        ready = [prepare_layers([_plain(s) for s in chain], shape, self.place, timing.target) for chain in chains]
+        ready = [prepare_layers([_plain(s) for s in chain], shape, self.place, timing) for chain in chains]
         runs = time_in_turn(ready, device=self.place.device, threads=timing.threads, patience=patience)
         return [max(1, round(_settle(times) * 1e6)) for times in runs]
 

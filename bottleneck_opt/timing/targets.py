@@ -12,7 +12,7 @@ from torch import nn
 
 from bottleneck_opt.errors import BottleneckOptError, NotAvailableError
 from bottleneck_opt.exporting.capturing import capture
-from bottleneck_opt.exporting.onnx_file import check_packages, run_onnx, to_onnx
+from bottleneck_opt.exporting.onnx_file import check_packages, start_session, to_onnx
 from bottleneck_opt.inputs import Inputs, batch_size, stretch_batch
 from bottleneck_opt.layers import LayerSpec, build_layer
 from bottleneck_opt.sources import one_line
@@ -76,7 +76,7 @@ def _open_in_onnxruntime(model: nn.Module, given: Inputs, timing: Timing) -> Cal
         check_packages(run=True)
         content, _ = to_onnx(capture(model, given, dynamic_batch=False), None)
         with limited_threads(timing.threads):
-            return run_onnx(content)
+            return start_session(content, name="the model", advice="Time target=eager.")
     except BottleneckOptError as error:
         raise NotAvailableError(f"timing: target=onnxruntime cannot be timed: {error}") from error
 
@@ -95,14 +95,15 @@ def _compile(model: nn.Module, given: Inputs, timing: Timing) -> Callable[..., o
     return compiled
 
 
-def prepare_layers(layers: Sequence[LayerSpec], shape: Sequence[int], place: Place, target: str) -> Ready:
+def prepare_layers(layers: Sequence[LayerSpec], shape: Sequence[int], place: Place, timing: Timing) -> Ready:
     """Layers in a row, with weights of no meaning, and an input of this shape.
 
     What ``torch.compile`` makes of a single layer calls the same kernels as eager PyTorch, so it is timed as that.
     """
     given = torch.randn(*shape, dtype=torch.float32, device="cpu")
-    if target == "onnxruntime":
-        run = run_onnx(to_onnx_chain(layers, shape))
+    if timing.target == "onnxruntime":
+        with limited_threads(timing.threads):
+            run = start_session(to_onnx_chain(layers, shape), name="a layer", advice="Time target=eager.")
         return lambda: lambda: run(given)
     memory = _layout(len(shape)) if place.channels_last else torch.contiguous_format
     built = nn.Sequential(*(build_layer(spec, device=place.device, dtype=place.dtype) for spec in layers))

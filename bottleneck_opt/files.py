@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and remove what a process that was killed meanwhile left beside them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from bottleneck_opt.errors import FileError
+from bottleneck_opt.leftovers import remove_leftovers, stamp
+
+_KNOWN = 40  # characters of a name by which its temporary files are known again
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -32,8 +35,12 @@ def file_written_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         FileError: The folder is missing or cannot be written.
     """
+    prefix = f".{path.name[:_KNOWN]}"
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name that nothing can have is told before anything is written
+        remove_leftovers(path.parent, prefix)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{prefix}{stamp()}")
     except (OSError, ValueError) as error:
         raise FileError(
             f"{path}: cannot be written: {_reason(error)}. Choose a folder that exists and is yours."
@@ -73,8 +80,10 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     Raises:
         FileError: The target is a file or cannot be written.
     """
-    temporary = target.parent / f".{target.name[:50]}.{uuid.uuid4().hex}"
+    prefix = f".{target.name[:_KNOWN]}"
+    temporary = target.parent / f"{prefix}{stamp()}{uuid.uuid4().hex}"
     try:  # from before the folder exists: an interrupt at any moment finds what to remove
+        remove_leftovers(target.parent, prefix)
         _make_temporary(temporary, target)
         yield temporary
         _move(temporary, target)

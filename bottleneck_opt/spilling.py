@@ -21,10 +21,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bottleneck_opt.errors import FileError, InputError
+from bottleneck_opt.leftovers import remove_leftovers, stamp
 
 _BYTES = 8
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"([0-9]+\.?[0-9]*)\s*([kmgt]i?|)b?", re.IGNORECASE)
+_PREFIX = "bottleneck-opt"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -110,7 +112,8 @@ class Storage:
     """Where matrices are kept: in memory while they fit, the rest in files of a temporary folder.
 
     The folder is made when the first matrix does not fit, under ``TMPDIR``. It is removed by :meth:`close`, by leaving
-    the ``with`` block, and otherwise with the last matrix in it or with the process.
+    the ``with`` block, and otherwise with the last matrix in it or with the process. What a process that was killed
+    left there is removed when the next storage with a limit is made.
 
     Args:
         limit: Bytes that the matrices may take in memory; None sets no limit.
@@ -126,6 +129,8 @@ class Storage:
         self._limit, self._used, self._count = limit, 0, 0
         self._folder: Path | None = None
         self._remove: weakref.finalize | None = None  # type: ignore[type-arg]  # generic in the stubs only
+        if limit is not None:
+            remove_leftovers(Path(tempfile.gettempdir()), _PREFIX)
 
     @property
     def spilled(self) -> int:
@@ -164,7 +169,7 @@ class Storage:
 
     def _open_folder(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="bottleneck-opt-"))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{stamp()}"))
             self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 

@@ -95,7 +95,10 @@ def _save_weights(model: nn.Module, path: Path, plan_text: str) -> None:
     stored, aliases = _split_aliases(state)
     turned = tuple(name for name, tensor in state.items() if is_channels_last(tensor))
     seal = _Seal(_hash_text(plan_text), _hash_tensors(stored), aliases, turned)
-    safetensors.torch.save_file(stored, path, metadata={_KEY: json.dumps(asdict(seal), sort_keys=True)})
+    try:
+        safetensors.torch.save_file(stored, path, metadata={_KEY: json.dumps(asdict(seal), sort_keys=True)})
+    except safetensors.SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
     path.chmod(0o644)  # safetensors makes it private; all files of a result are read by the same people
 
 

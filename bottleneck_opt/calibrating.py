@@ -17,6 +17,7 @@ from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.graph import Traced
 from bottleneck_opt.inputs import batch_size
+from bottleneck_opt.keeping import Cache, Form, open_cache
 from bottleneck_opt.layers import class_name
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.sampling import Sampling, choose_probes, choose_together
@@ -24,6 +25,8 @@ from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Origin, Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
+
+_FORM = Form(".safetensors", Statistics.load, lambda path, statistics: statistics.save(path))
 
 
 def calibrate(
@@ -37,6 +40,7 @@ def calibrate(
     device: str | torch.device | None = None,
     seed: int = 0,
     memory: int | str | None = None,
+    cache: str | Path | None = None,
     progress: bool = True,
     ranks: Ranks = ALONE,
 ) -> Statistics:
@@ -50,6 +54,7 @@ def calibrate(
         include, exclude: Glob patterns over module paths: the layers to watch. ``optimize`` may take fewer of them.
         memory: What the covariances may take, such as ``"2GB"``; the rest is kept in files of a temporary folder, which
             goes away with the statistics. None takes half of what is free.
+        cache: A folder to keep them in, or to read them back from, as for :func:`optimize`.
         progress: Show progress on standard error.
         ranks: Who shares the work, from :func:`bottleneck_opt.distribution.joined_ranks`.
 
@@ -68,13 +73,29 @@ def calibrate(
     stages = Stages(shown=progress)
     storage = Storage(read_memory(memory, processes=ranks.local))
     original = unwrap_model(model)
-    with undisturbed():
+    with undisturbed(), open_cache(cache, seed=seed, stages=stages, ranks=ranks) as kept:
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
             subject = prepare_subject(original, request)
+        kept.identify(subject)
+        return keep_statistics(kept, subject, stages, storage)
+
+
+def keep_statistics(cache: Cache, subject: Subject, stages: Stages, storage: Storage) -> Statistics:
+    """The statistics with their origin: those that an earlier run kept, or new ones, which are kept.
+
+    Args:
+        cache: Where.
+        subject, stages, storage: As for :func:`measure_statistics`.
+    """
+    seed, ranks = cache.seed, cache.ranks
+
+    def measure() -> Statistics:
         found = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
         return replace(found, origin=_describe_origin(subject, seed))
+
+    return cache.take("calibrate", "", _FORM, measure)
 
 
 def _describe_origin(subject: Subject, seed: int) -> Origin:

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.choosing import Choice
+from bottleneck_opt.fingerprints import fingerprint
 from bottleneck_opt.fitting import Fit
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
+from bottleneck_opt.kept_answers import identify_pass
+from bottleneck_opt.kept_training import find_spare
+from bottleneck_opt.kept_weights import FITTED, JOINT
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.recovery import Recovery, teach
@@ -67,23 +71,43 @@ def carry_out(fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Re
         RewriteError: The model does not use the new layers as it used the old.
     """
     subject, choice = fit.subject, stepping.choice
-    plan, weights = fit.make_plan(choice), fit.fill(choice)
-    refitted, joint = Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA)), Joint(skipped=UNKNOWN_DATA)
-    if not lacks_data(subject, statistics):
-        refitted = fit.refit(plan, choice, weights, subject.data)
-        joint = fit_plan(subject, plan, refitted.weights, statistics.scales, fit.recipe, fit.stages)
+    plan = fit.make_plan(choice)
+    key = _identify(fit, plan)
+    refitted = fit.cache.take("fit", key, FITTED, lambda: _fit_alone(fit, plan, choice, statistics))
+    joint = fit.cache.take("fit together", key, JOINT, lambda: _fit_together(fit, plan, refitted, statistics))
     with fit.stages.stage("rewrite"):
         rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
-    recovered = None if recovery is None else _recover(fit, rewritten, statistics, recovery)
+    recovered = None if recovery is None else _recover(fit, rewritten, statistics, recovery, key)
     return Carried(stepping, plan, refitted, joint, rewritten, recovered)
 
 
-def _recover(fit: Fit, rewritten: Rewritten, statistics: Statistics, recovery: Recovery) -> Recovered:
+def _identify(fit: Fit, plan: Plan) -> str:
+    """Fingerprint of all that decides the weights of a plan, beside the subject and the seed; empty if none is kept."""
+    if fit.cache.folder is None:
+        return ""
+    return fingerprint(fit.known, plan.to_json(), fit.recipe, list(map(identify_pass, fit.wish.passes)))
+
+
+def _fit_alone(fit: Fit, plan: Plan, choice: Choice, statistics: Statistics) -> Refitted:
+    weights = fit.fill(choice)
+    if lacks_data(fit.subject, statistics):
+        return Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA))
+    return fit.refit(plan, choice, weights, fit.subject.data)
+
+
+def _fit_together(fit: Fit, plan: Plan, refitted: Refitted, statistics: Statistics) -> Joint:
+    if lacks_data(fit.subject, statistics):
+        return Joint(skipped=UNKNOWN_DATA)
+    return fit_plan(fit.subject, plan, refitted.weights, statistics.scales, fit.recipe, fit.stages)
+
+
+def _recover(fit: Fit, rewritten: Rewritten, statistics: Statistics, recovery: Recovery, key: str) -> Recovered:
     """Train the rewritten model; its working copy takes the values over as the model's precision rounds them."""
     subject = fit.subject
+    spare = find_spare(fit.cache, key, recovery)
     with fit.stages.stage("recover", total=recovery.steps) as shown:
         recovered = teach(
-            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, shown=shown
+            subject.working, rewritten.model, subject.data, recovery, scales=statistics.scales, shown=shown, spare=spare
         )
     if recovered.accepted:
         copy_weights(rewritten.model, rewritten.working)

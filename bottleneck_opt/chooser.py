@@ -11,6 +11,7 @@ from bottleneck_opt.clock import Clock, start_clock
 from bottleneck_opt.distribution import Ranks
 from bottleneck_opt.errors import NotAvailableError
 from bottleneck_opt.fitting import Fit
+from bottleneck_opt.keeping import Cache
 from bottleneck_opt.pacing import Pacing
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.recipe import Recipe
@@ -34,6 +35,8 @@ class Order:
         timings: The settings that matter.
         allow_slower: As for :func:`bottleneck_opt.optimize`.
         seed: Of the run.
+        cache: Where what the stages make is kept.
+        known: Fingerprint of the statistics.
     """
 
     passes: tuple[AnyPass, ...]
@@ -43,6 +46,8 @@ class Order:
     timings: Sequence[Timing]
     allow_slower: bool | None
     seed: int
+    cache: Cache
+    known: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def prepare_choice(
     wish = Wish(order.passes, {}, order.contract, order.recipe.rounds, pace, 0 if pace is None else pace.total)
     wish = replace(wish, limits=order.budget.limits(wish.total(subject.traced.cost)))
     seen = Seen(subject, statistics, ties, order.seed, curvature=order.recipe.curvature)
-    fit = Fit(subject, order.budget, wish, order.recipe, order.seed, stages, ranks)
+    fit = Fit(subject, order.budget, wish, order.recipe, order.seed, stages, ranks, order.cache, order.known)
     offers = list_offers(subject, statistics, ties, wish, stages, ranks)
     return Chooser(seen, fit, offers, Pacing(clock, pace, order.allow_slower is False, fit.make_plan))
 

@@ -65,6 +65,10 @@ Memory = Annotated[
     str | None,
     typer.Option(help="What covariances may take, such as 2GB; more is kept in files. Default: half of what is free."),
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder to keep what long stages made: the same command, broken off, goes on from there."),
+]
 Limit = Annotated[int, typer.Option(help="Examples read at most.")]
 Include = Annotated[list[str] | None, typer.Option(help="Only these module paths (glob; may be repeated).")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Not these module paths (glob; may be repeated).")]
@@ -161,6 +165,7 @@ def optimize_command(
     memory: Memory = None,
     timing: Setting = None,
     allow_slower: AllowSlower = None,
+    cache: Cache = None,
     device: Device = None,
     seed: Seed = 0,
     config: Config = None,
@@ -178,7 +183,7 @@ def optimize_command(
             calibration_limit=calibration_limit, statistics=statistics, budget=budget,
             passes=passes, include=include or None, exclude=exclude or None,
             evaluate=None if evaluate is None else find_function(evaluate), max_drop=max_drop, recover=recover,
-            memory=memory, timing=timing or None, allow_slower=allow_slower, device=device, seed=seed,
+            memory=memory, timing=timing or None, allow_slower=allow_slower, cache=cache, device=device, seed=seed,
             progress=not as_json and ranks.is_first, ranks=ranks,
         )  # fmt: skip
         if not ranks.is_first:
@@ -202,6 +207,7 @@ def calibrate_command(
     include: Include = None,
     exclude: Exclude = None,
     memory: Memory = None,
+    cache: Cache = None,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
@@ -215,7 +221,7 @@ def calibrate_command(
             example,
             calibration=_read_data(calibration, found, model, example, calibration_limit),
             calibration_limit=calibration_limit, include=include or None, exclude=exclude or None, memory=memory,
-            device=device, seed=seed, progress=ranks.is_first, ranks=ranks,
+            cache=cache, device=device, seed=seed, progress=ranks.is_first, ranks=ranks,
         )  # fmt: skip
         if ranks.is_first:
             typer.echo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
@@ -12,6 +12,7 @@ from bottleneck_opt.budget import Budget
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.choosing import Choice, Wish
 from bottleneck_opt.distribution import Ranks, run_on_ranks
+from bottleneck_opt.keeping import Cache
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.recipe import Recipe
@@ -33,6 +34,8 @@ class Fit:
         seed: Of the run.
         stages: Shows the progress.
         ranks: Who shares the work.
+        cache: Where the outcome of the stages is kept.
+        known: Fingerprint of the statistics that the choice was made from.
     """
 
     subject: Subject
@@ -42,6 +45,8 @@ class Fit:
     seed: int
     stages: Stages
     ranks: Ranks
+    cache: Cache = field(default_factory=Cache)
+    known: str = ""
 
     def make_plan(self, choice: Choice) -> Plan:
         """The plan of a choice."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bottleneck_opt.budget import Amount, Budget, read_budget
-from bottleneck_opt.calibrating import measure_statistics, read_statistics
+from bottleneck_opt.calibrating import keep_statistics, read_statistics
 from bottleneck_opt.carrying import carry_out
 from bottleneck_opt.chooser import Order, check_alone, prepare_choice
 from bottleneck_opt.choosing import find_ties
@@ -19,9 +19,12 @@ from bottleneck_opt.clock_notes import list_clock_notes
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import BudgetError, InputError
 from bottleneck_opt.evaluating import Evaluate
+from bottleneck_opt.fingerprints import fingerprint
 from bottleneck_opt.floor import Floor, check_max_drop
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import view_rewritten
+from bottleneck_opt.keeping import open_cache
+from bottleneck_opt.kept_answers import remember_answers
 from bottleneck_opt.progress import Stages, sum_seconds
 from bottleneck_opt.promise import Search, keep_promise, measure_original
 from bottleneck_opt.promise_words import explain_unused, list_promise_notes
@@ -64,6 +67,7 @@ def optimize(
     memory: int | str | None = None,
     timing: Timing | str | Sequence[Timing | str] | None = None,
     allow_slower: bool | None = None,
+    cache: str | Path | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -102,6 +106,10 @@ def optimize(
         allow_slower: Chosen replacements are timed against their layers, and those that are no faster here are left
             out. None takes them all the same where a budget other than of time cannot be met without; False never
             takes them; True times nothing while choosing. What was timed is kept in the user's cache folder.
+        cache: A folder to keep in what each long stage made. The same call goes on from there after it was broken off,
+            to the same result, and one with another budget spares what is the same. Nothing is mixed up where model,
+            data, options, threads or versions differ. ``evaluate`` is asked again each time. Nothing is ever thrown
+            away: the covariances of a ResNet-18 take 0.75 GB. Delete the folder when the result is there.
         device: Where to calibrate and measure; None uses the model's own device. The result is on the model's device.
         seed: Of noise, sampled positions and output directions, and of recovery unless a :class:`Recovery` has its
             own.
@@ -130,8 +138,9 @@ def optimize(
     check_alone(wanted, ranks)
     settings = read_timings(timing)
     stages = Stages(shown=progress)
+    kept = open_cache(cache, seed=seed, stages=stages, ranks=ranks)
     original = unwrap_model(model)
-    with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage:
+    with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage, kept:
         torch.manual_seed(seed)
         with stages.stage("trace"):
             request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
@@ -139,13 +148,17 @@ def optimize(
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
             ties = find_ties(subject, chosen)
+        kept.identify(subject)
         floor = _find_floor(subject, evaluate, max_drop, seed, stages, ranks)
         if statistics is None:
-            statistics = measure_statistics(subject, stages, seed=seed, storage=storage, ranks=ranks)
+            statistics, known = replace(keep_statistics(kept, subject, stages, storage), origin=None), "measured"
         else:
             statistics = read_statistics(statistics, subject)
+            known = fingerprint(statistics) if cache is not None else ""
         statistics = statistics if recipe.curvature else statistics.without_curvature()
-        order = Order(chosen, wanted, contract, recipe, settings, allow_slower, seed)
+        order = Order(
+            remember_answers(kept, chosen), wanted, contract, recipe, settings, allow_slower, seed, kept, known
+        )  # fmt: skip
         chooser = prepare_choice(subject, statistics, ties, order, stages, ranks)
         limits = chooser.fit.wish.limits
         if floor is not None and evaluate is not None:
@@ -196,6 +209,7 @@ def optimize(
             *list_joint_notes(carried.joint),
             *view.notes,
             *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
+            *kept.list_notes(),
         ),
         seconds=sum_seconds(stages.seconds),
         provenance=describe_run(subject, plan),

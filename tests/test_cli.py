@@ -307,3 +307,39 @@ def test_a_promise_finds_the_smallest_model(net: str, tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out)
     assert found["headline"]["macs"]["ratio"] < 0.2
     assert [each["metric"] for each in found["promise"]["tried"]] == [0.5] * len(found["promise"]["tried"])
+
+
+def test_a_second_run_goes_on_from_the_cache(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("optimize", net, "--input", "1x3x8x8", "--budget", "0.5", "--recover", "2", "--cache", tmp_path / "c")
+    assert run(*arguments, "--out", tmp_path / "first") == 0
+    assert "read back" not in capsys.readouterr().err
+    assert run(*arguments, "--out", tmp_path / "second") == 0
+    printed = capsys.readouterr()
+    assert "fit: done before, read back from" in printed.err
+    assert "cache: went on from what an earlier run kept in" in printed.out
+    for name in ("plan.json", "model.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_an_interrupted_run_says_where_it_goes_on(
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("optimize", net, "--input", "1x3x8x8", "--cache", tmp_path / "c", "--out", tmp_path / "o", "--json")
+    with monkeypatch.context() as patched:
+        patched.setattr("bottleneck_opt.carrying.apply_plan", interrupt)
+        assert run(*arguments) == 130
+    told = f"what was done until now is kept in {tmp_path / 'c'}: the same call goes on from there"
+    assert capsys.readouterr().err.splitlines() == [told, "interrupted; nothing half-written was left"]
+    assert not (tmp_path / "o").exists()
+    assert run(*arguments) == 0
+    assert any("fit together (" in note for note in json.loads(capsys.readouterr().out)["notes"])
+
+
+def test_calibrate_and_optimize_share_a_cache(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--input", "1x3x8x8", "--cache", tmp_path / "c", "--out")
+    assert run("calibrate", net, *common, tmp_path / "s.safetensors") == 0
+    assert run("optimize", net, *common, tmp_path / "o") == 0
+    assert "calibrate: done before, read back from" in capsys.readouterr().err

@@ -102,6 +102,18 @@ def test_two_processes_come_to_the_plan_and_the_weights_of_one(folder: Path) -> 
     assert b'"form"' in (folder / "two" / "plan.json").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_some_ranks_go_on_from_what_others_kept(folder: Path, first: int, second: int) -> None:
+    options = ("--calibration", "x.npy", "--cache", f"cache{first}")
+    assert [code for code, _ in run(folder, first, "net", f"first{first}", *options)] == [0] * first
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / f"cache{first}").iterdir()}
+    assert [code for code, _ in run(folder, second, "net", f"second{first}", *options)] == [0] * second
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / f"cache{first}").iterdir()} == kept
+    for name in ("plan.json", "model.safetensors"):
+        assert (folder / f"second{first}" / name).read_bytes() == (folder / f"first{first}" / name).read_bytes()
+
+
 def test_one_rank_that_fails_ends_all_with_one_line(folder: Path) -> None:
     (first, errors), (second, others) = run(folder, 2, "net", "bad", "--calibration", "bad.npy")
     assert (first, second) == (1, 1)

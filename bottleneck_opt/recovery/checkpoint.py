@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,17 +130,60 @@ class Checkpoint:
         return {name: each.to(self.trained[name].device) for name, each in found.items() if each is not None}
 
 
+@dataclass(frozen=True)
+class Spare:
+    """A checkpoint that nobody asked for by name: training does without it where it cannot be read or written.
+
+    Attributes:
+        path: The file; it need not exist.
+        tell_read: Called with the step that training goes on from.
+        tell_lost: Called with what went wrong, each time.
+    """
+
+    path: Path
+    tell_read: Callable[[int], None]
+    tell_lost: Callable[[FileError], None]
+
+
+@dataclass(frozen=True)
+class _SpareCheckpoint(Checkpoint):
+    """A checkpoint at a spare place."""
+
+    spare: Spare
+
+    def write(self, progress: Progress, adam: torch.optim.Adam) -> None:
+        """Write the file, whole, where that can be done."""
+        try:
+            super().write(progress, adam)
+        except FileError as error:
+            self.spare.tell_lost(error)
+
+    def restore(self, adam: torch.optim.Adam) -> Progress | None:
+        """Put weights and optimiser where they were; None, with nothing changed, where the file does not tell."""
+        try:
+            found = super().restore(adam)
+        except FileError as error:
+            self.spare.tell_lost(error)
+            return None
+        if found is not None:
+            self.spare.tell_read(found.step)
+        return found
+
+
 def find_checkpoint(
-    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, trained: Mapping[str, Tensor]
-) -> Checkpoint | None:
-    """The checkpoint that the options ask for; None where they ask for none."""
-    if recovery.checkpoint is None:
+    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, trained: Mapping[str, Tensor],
+    spare: Spare | None = None,
+) -> Checkpoint | None:  # fmt: skip
+    """The checkpoint that the options name, else the spare one; None where there is neither."""
+    if recovery.checkpoint is None and spare is None:
         return None
     identity = Identity(
         _fingerprint(student.state_dict()), _fingerprint(teacher.state_dict()), _fingerprint_data(data),
         json.dumps(recovery.describe(), sort_keys=True),
     )  # fmt: skip
-    return Checkpoint(Path(recovery.checkpoint), identity, trained)
+    if recovery.checkpoint is None and spare is not None:
+        return _SpareCheckpoint(spare.path, identity, trained, spare)
+    return Checkpoint(Path(str(recovery.checkpoint)), identity, trained)
 
 
 def _load(path: Path) -> tuple[_Header, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.errors import ModelError
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.progress import UNSEEN, Shown
-from bottleneck_opt.recovery.checkpoint import Checkpoint, Progress, find_checkpoint
+from bottleneck_opt.recovery.checkpoint import Checkpoint, Progress, Spare, find_checkpoint
 from bottleneck_opt.recovery.examples import Split, check_batch, make_batch, split_examples
 from bottleneck_opt.recovery.norms import reestimate_norms
 from bottleneck_opt.recovery.objective import Objective, find_blocks
@@ -31,7 +31,7 @@ LARGEST_GRADIENT = 1.0
 
 def distil(
     teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, *,
-    scales: Sequence[OutputScale] | None = None, shown: Shown = UNSEEN,
+    scales: Sequence[OutputScale] | None = None, shown: Shown = UNSEEN, spare: Spare | None = None,
 ) -> Recovered:  # fmt: skip
     """Train a rewritten working copy towards the original's outputs.
 
@@ -54,6 +54,7 @@ def distil(
         recovery: The options.
         scales: Spread of each output tensor, from calibration; None measures it.
         shown: Called after each step, and told the held-out loss at each look at it.
+        spare: A checkpoint that training can do without, where the options name none.
 
     Raises:
         InputError: There is only one example, a model fails on a batch of this size, or the options do not fit the
@@ -62,7 +63,7 @@ def distil(
         FileError: The checkpoint cannot be read or written, or belongs to another run.
     """
     with undisturbed(), torch.enable_grad():
-        lesson = _prepare(teacher, student, data, recovery, scales or measure_scales(teacher, data))
+        lesson = _prepare(teacher, student, data, recovery, scales or measure_scales(teacher, data), spare)
         with _trainable(lesson.trained.values()):
             progress = _train(lesson, shown)
         norms, after = reestimate_norms(lesson.objective, lesson.split, recovery, progress.best_loss)
@@ -96,8 +97,9 @@ class _Lesson:
 
 
 def _prepare(
-    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, scales: Sequence[OutputScale]
-) -> _Lesson:
+    teacher: nn.Module, student: nn.Module, data: CalibrationData, recovery: Recovery, scales: Sequence[OutputScale],
+    spare: Spare | None,
+) -> _Lesson:  # fmt: skip
     torch.manual_seed(recovery.seed)
     split = split_examples(data, teacher, recovery)
     first = make_batch(split, recovery, 0)
@@ -106,7 +108,8 @@ def _prepare(
     blocks = find_blocks(teacher, student, first) if recovery.features else ()
     objective = Objective(teacher, student, tuple(scales), blocks, recovery.loss, recovery.seed)
     trained = trained_parameters(student)
-    return _Lesson(objective, recovery, split, trained, find_checkpoint(teacher, student, data, recovery, trained))
+    checkpoint = find_checkpoint(teacher, student, data, recovery, trained, spare)
+    return _Lesson(objective, recovery, split, trained, checkpoint)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bottleneck_opt.graph_view import GraphView, view_rewritten
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.outcome import Recovered, Verification
 from bottleneck_opt.progress import UNSEEN, Shown, Stages
+from bottleneck_opt.recovery.checkpoint import Spare
 from bottleneck_opt.recovery.distilling import distil, measure_scales
 from bottleneck_opt.recovery.options import Recovery, read_recovery
 from bottleneck_opt.recovery.weights import copy_weights
@@ -113,7 +114,7 @@ def recover(
 
 def teach(
     teacher: nn.Module, model: nn.Module, data: CalibrationData, recovery: Recovery, *,
-    scales: Sequence[OutputScale], shown: Shown = UNSEEN,
+    scales: Sequence[OutputScale], shown: Shown = UNSEEN, spare: Spare | None = None,
 ) -> Recovered:  # fmt: skip
     """Train a rewritten model in place, whatever its precision and device.
 
@@ -127,12 +128,13 @@ def teach(
         recovery: The options.
         scales: Spread of each output tensor.
         shown: Called after each step, and told the held-out loss at each look at it.
+        spare: A checkpoint that training can do without, where the options name none.
 
     Raises:
         InputError, ModelError, FileError: As for :func:`distil`.
     """
     student = working_copy(model).to(model_device(teacher))
-    recovered = distil(teacher, student, data, recovery, scales=scales, shown=shown)
+    recovered = distil(teacher, student, data, recovery, scales=scales, shown=shown, spare=spare)
     if recovered.accepted:
         copy_weights(student, model)
     return recovered

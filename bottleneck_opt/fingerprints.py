@@ -170,7 +170,8 @@ class _Digest:
             self._add("shape", f"{value.dtype} {tuple(value.shape)}")
             return
         self._add("tensor", f"{value.dtype} {tuple(value.shape)}")
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        plain = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+        flat = plain.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         self._digest.update(flat.view(torch.uint8).numpy().data)
 
     def _add_rows(self, matrix: Tensor) -> None:

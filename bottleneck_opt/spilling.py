@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,7 +131,8 @@ class Storage:
         self._folder: Path | None = None
         self._remove: weakref.finalize | None = None  # type: ignore[type-arg]  # generic in the stubs only
         if limit is not None:
-            remove_leftovers(Path(tempfile.gettempdir()), _PREFIX)
+            with suppress(OSError):  # where there is no temporary folder, nothing is left in it
+                remove_leftovers(Path(tempfile.gettempdir()), _PREFIX)
 
     @property
     def spilled(self) -> int:

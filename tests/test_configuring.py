@@ -73,7 +73,7 @@ def test_no_model_anywhere_is_wrong_usage(here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("budgit = 0.5", "my.toml: unknown option 'budgit'; expected one of budget, calibration, "),
+        ("budgit = 0.5", "my.toml: unknown option 'budgit'; expected one of budget, cache, calibration, "),
         ("budgit = 0.5", "Did you mean 'budget'?"),
         ("zzz = 1", "Leave it out."),
         ("config = 'other.toml'", "unknown option 'config'"),

@@ -100,6 +100,8 @@ def test_another_process_finds_the_same() -> None:
         (torch.zeros(2), torch.zeros(2, 1)),
         (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
         (torch.zeros(2), torch.zeros(2, device="meta")),
+        (torch.zeros(2).to_sparse(), torch.ones(2).to_sparse()),
+        (torch.tensor([1j]), torch.tensor([1j]).conj()),
         (np.zeros(2), np.zeros(2, dtype=np.float32)),
         (Tucker(), Tucker(steps=3)),
         (partial(max, 1), partial(max, 2)),

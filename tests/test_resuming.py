@@ -75,6 +75,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path, whole: dict[str, bytes]) -
     check_resumed(tmp_path, whole, ["calibrate", "propose", "fit"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_says_where_it_is_kept(tmp_path: Path, whole: dict[str, bytes]) -> None:
     stopped = start(tmp_path, "step:recover:3", "SIGINT")
     assert stopped.returncode == -signal.SIGINT

@@ -7,63 +7,33 @@ compute is not kept: when a run that went on from kept answers chooses an option
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from bottleneck_opt.answers_file import (
+    PlainAnswer,
+    PlainOption,
+    PlainOrder,
+    describe_answer,
+    describe_option,
+    describe_order,
+    list_options,
+    read_answers,
+    write_answers,
+)
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.errors import FileError, PassError
-from bottleneck_opt.files import write_whole
 from bottleneck_opt.fingerprints import describe_pass, fingerprint
 from bottleneck_opt.keeping import Cache
-from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.sites import AnyPass, ChannelPass, Option, Pass, SharingPass, Site, Skip, Weights
 
 STAGE = "propose"
-FORMAT = 1
 EVERY = 10.0
 """Seconds between two writings of the file."""
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True)
-class _Option:
-    """An :class:`Option` without its ``fill``."""
-
-    form: str
-    ranks: tuple[int, ...]
-    full_ranks: tuple[int, ...]
-    layers: tuple[LayerSpec, ...]
-    predicted_loss: float
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True)
-class _Order:
-    """An :class:`Elimination`."""
-
-    order: tuple[int, ...]
-    losses: tuple[float, ...]
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True)
-class _Answer:
-    """What a pass said: options or an order, or no and why, or nothing where it is none of its business."""
-
-    options: tuple[_Option, ...] | None = None
-    order: _Order | None = None
-    skip: Skip | None = None
-
-
-_ANSWERS = TypeAdapter(dict[str, _Answer])
 
 
 @dataclass
@@ -78,12 +48,12 @@ class Answers:
 
     cache: Cache
     place: Path
-    found: dict[str, _Answer] = field(default_factory=dict)
+    found: dict[str, PlainAnswer] = field(default_factory=dict)
     _sites: dict[int, tuple[Site, str]] = field(default_factory=dict)
     _used: int = 0
     _written: tuple[int, float] = (0, 0.0)
 
-    def find(self, owner: str, site: Site) -> tuple[str, _Answer | None]:
+    def find(self, owner: str, site: Site) -> tuple[str, PlainAnswer | None]:
         """The fingerprint of a question, and the answer to it where that is known."""
         key = fingerprint(owner, self._identify(site))
         answer = self.found.get(key)
@@ -92,7 +62,7 @@ class Answers:
             self.cache.note_read(STAGE, f"answers of passes: {self._used}")
         return key, answer
 
-    def add(self, key: str, answer: _Answer) -> None:
+    def add(self, key: str, answer: PlainAnswer) -> None:
         """Keep an answer; the file is written again when some time has passed."""
         self.found[key] = answer
         if time.monotonic() - self._written[1] > EVERY:
@@ -104,7 +74,7 @@ class Answers:
             return
         self._written = (len(self.found), time.monotonic())
         try:
-            _write(self.place, self.found)
+            write_answers(self.place, self.found)
         except FileError as error:
             self.cache.tell_lost(STAGE, f"could not be kept: {error}")
 
@@ -134,7 +104,7 @@ def remember_answers(cache: Cache, passes: Sequence[AnyPass]) -> tuple[AnyPass, 
     answers = Answers(cache, place)
     for file in sorted(place.parent.glob(f"{place.stem.rpartition('-')[0]}-*.json")):
         try:
-            answers.found |= _read(file)
+            answers.found |= read_answers(file)
         except FileError as error:
             cache.tell_lost(STAGE, f"was kept but could not be used and was made again: {error}")
     answers._written = (len(answers.found), time.monotonic())
@@ -186,7 +156,7 @@ class RememberingPass:
         if known is not None:
             return known.skip if known.options is None else [_revive(each, self.asked, site) for each in known.options]
         answer = self.asked.propose(site)
-        plain = _describe(answer)
+        plain = describe_answer(answer)
         if plain is not None:
             self.answers.add(key, plain)
         return answer
@@ -216,7 +186,7 @@ class RememberingChannelPass:
         if known is not None:
             return known.skip if known.order is None else _revive_order(known.order)
         answer = self.asked.eliminate(site)
-        plain = _describe_order(answer)
+        plain = describe_order(answer)
         if plain is not None:
             self.answers.add(key, plain)
         return answer
@@ -228,12 +198,12 @@ class _Refill:
 
     asked: Pass
     site: Site
-    wanted: _Option
+    wanted: PlainOption
 
     def __call__(self) -> Sequence[Weights]:
         with self.site.remembering():
             answer = self.asked.propose(self.site)
-            alike = [each for each in _list_options(answer) if _plain_option(each) == self.wanted]
+            alike = [each for each in list_options(answer) if describe_option(each) == self.wanted]
             if not alike:
                 raise PassError(
                     f"pass '{self.asked.name}' on '{self.site.path}': got another answer than an earlier run, without "
@@ -242,67 +212,12 @@ class _Refill:
             return alike[0].fill()
 
 
-def _revive(each: _Option, asked: Pass, site: Site) -> Option:
+def _revive(each: PlainOption, asked: Pass, site: Site) -> Option:
     return Option(
         each.form, each.ranks, each.full_ranks, each.layers, each.predicted_loss, _Refill(asked, site, each)
     )  # fmt: skip
 
 
-def _revive_order(kept: _Order) -> Elimination:
+def _revive_order(kept: PlainOrder) -> Elimination:
     order = torch.tensor(kept.order, dtype=torch.int64, device="cpu")
     return Elimination(order, torch.tensor(kept.losses, dtype=torch.float64, device="cpu"))
-
-
-def _list_options(answer: object) -> list[Option]:
-    return list(answer) if isinstance(answer, list | tuple) else []
-
-
-def _describe(answer: object) -> _Answer | None:
-    """An answer in the form it is kept in; None where that would not be all of it."""
-    if answer is None or isinstance(answer, Skip):
-        return _check_whole(_Answer(skip=answer))
-    options = _list_options(answer)
-    if not isinstance(answer, list | tuple) or any(type(each) is not Option for each in options):
-        return None
-    return _check_whole(_Answer(options=tuple(map(_plain_option, options))))
-
-
-def _plain_option(option: Option) -> _Option:
-    return _Option(option.form, option.ranks, option.full_ranks, option.layers, option.predicted_loss)
-
-
-def _describe_order(answer: object) -> _Answer | None:
-    if answer is None or isinstance(answer, Skip):
-        return _check_whole(_Answer(skip=answer))
-    if type(answer) is not Elimination or (answer.order.dtype, answer.losses.dtype) != (torch.int64, torch.float64):
-        return None
-    return _check_whole(_Answer(order=_Order(tuple(answer.order.tolist()), tuple(answer.losses.tolist()))))
-
-
-def _check_whole(answer: _Answer) -> _Answer | None:
-    """The answer, where it is the same after it was written and read; passes may answer with anything."""
-    try:
-        text = _ANSWERS.dump_json({"": answer}, warnings=False)
-        return answer if repr(_ANSWERS.validate_json(text)[""]) == repr(answer) else None  # 3.0 is not written as 3
-    except (ValueError, TypeError):  # pydantic's own errors are ValueErrors
-        return None
-
-
-def _write(path: Path, answers: dict[str, _Answer]) -> None:
-    body = _ANSWERS.dump_json(answers)
-    header = {"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest()}
-    write_whole(path, json.dumps(header).encode() + b"\n" + body)
-
-
-def _read(path: Path) -> dict[str, _Answer]:
-    """The answers in a file. Raises FileError where it is not whole, or of another format."""
-    try:
-        header, _, body = path.read_bytes().partition(b"\n")
-        facts: Any = json.loads(header)
-        whole = facts == {"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest()}
-        found = _ANSWERS.validate_json(body) if whole else {}
-    except (OSError, ValueError, ValidationError) as error:
-        raise FileError(f"{path}: is no whole file of answers ({type(error).__name__}). It is made again.") from error
-    if not whole:
-        raise FileError(f"{path}: was changed since it was written. It is made again.")
-    return found

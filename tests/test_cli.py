@@ -343,3 +343,19 @@ def test_calibrate_and_optimize_share_a_cache(net: str, tmp_path: Path, capsys: 
     assert run("calibrate", net, *common, tmp_path / "s.safetensors") == 0
     assert run("optimize", net, *common, tmp_path / "o") == 0
     assert "calibrate: done before, read back from" in capsys.readouterr().err
+
+
+def test_settings_to_time_in_may_be_repeated(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("--timing", "batch=1", "--timing", "batch=4,threads=1")
+    options = ("--input", "1x3x16x16", "--budget", "macs=0.5", "--out", tmp_path / "out", "--json")
+    assert run("optimize", net, *options, *settings, "--allow-slower") == 0
+    checked = json.loads(capsys.readouterr().out)["verification"]
+    assert [each["batch"] for each in (checked["speed"], *checked["more_speeds"])] == [1, 4]
+
+
+def test_a_time_that_cannot_be_reached_is_one_line(
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("optimize", net, "--input", "1x3x4x4", "--budget", "latency=1us", "--out", tmp_path / "out") == 1
+    assert re.search(r"^error: budget: .* ms cannot be reached: \d+ models? .* latency=", capsys.readouterr().err, re.M)
+    assert not (tmp_path / "out").exists()

@@ -34,6 +34,7 @@ def report_json(outcome: Outcome) -> str:
         "corrections": [dataclasses.asdict(entry) for entry in outcome.corrections],
         "recovery": _recovery(outcome),
         "promise": _promise(outcome),
+        "clocked": None if outcome.clocked is None else dataclasses.asdict(outcome.clocked),
         "notes": list(outcome.notes),
         "provenance": {**dataclasses.asdict(outcome.provenance), "versions": dict(outcome.provenance.versions)},
         "seconds": [{"stage": stage, "seconds": seconds} for stage, seconds in outcome.seconds],

@@ -103,6 +103,8 @@ def _check(report: Report, limit: Limit) -> Verdict:
 
 
 def _check_quality(report: Report, limit: Limit) -> Verdict:
+    if report.headline.weights_changed:
+        return _unknown(limit, "the weights were changed after this was measured: measure the loaded model yourself")
     if limit.name == "change":
         value = report.headline.output_change.measured
         if value is None:

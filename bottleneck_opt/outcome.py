@@ -335,6 +335,7 @@ class Outcome:
         curves: For rewritten layers, what other ranks would have lost.
         promise: What the search above a floor tried; None where there was no ``max_drop``.
         clocked: What came of timing while choosing; None where nothing was timed then.
+        weights_changed: Whether the model's weights are no longer those that were measured.
     """
 
     plan: Plan
@@ -352,6 +353,7 @@ class Outcome:
     curves: tuple[Curve, ...] = field(default=(), kw_only=True)
     promise: Promise | None = field(default=None, kw_only=True)
     clocked: Clocked | None = field(default=None, kw_only=True)
+    weights_changed: bool = field(default=False, kw_only=True)
 
     @property
     def made_up(self) -> bool:

@@ -38,13 +38,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Headline:
-    """The numbers at the top of a report; None where nothing was recorded."""
+    """The numbers at the top of a report; None where nothing was recorded.
+
+    ``weights_changed`` says that the last two are of other weights than those in the folder.
+    """
 
     macs: Pair
     params: Pair
     milliseconds: Pair | None
     metric: Pair | None
     output_change: Change
+    weights_changed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import graphviz
 import torch.fx
 from torch import nn
 
+from bottleneck_opt.calibrating import hash_weights
 from bottleneck_opt.diagrams import Look, draw_after, draw_before, draw_diff, draw_rewrite, render_svg
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.exporting import Exported, export
@@ -20,6 +21,10 @@ from bottleneck_opt.profiling import Profile
 from bottleneck_opt.report import render_text
 from bottleneck_opt.saving import save_outcome
 
+_CHANGED = (
+    "the weights were changed after they were measured, as by training result.model: the saved ones are those of now; "
+    "the change of the output, the metric and the refits are those of before. Costs and structure still hold"
+)
 _DRAWINGS = {"before": draw_before, "after": draw_after, "diff": draw_diff}
 
 
@@ -32,10 +37,16 @@ class Result(Outcome):
             ``shared`` a ``torch.fx.GraphModule`` of its recorded run, for the recorded shapes.
         graph_module: The same parameters behind a ``torch.fx.GraphModule``, for the recorded shapes; None where the
             recorded graph does not reproduce the model, with the reason in ``notes``.
+        measured_sha256: Of the weights that were measured.
     """
 
     model: nn.Module
     graph_module: torch.fx.GraphModule | None
+    measured_sha256: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        """Remember which weights were measured: the model may be trained in place."""
+        object.__setattr__(self, "measured_sha256", hash_weights(self.model))
 
     def draw(
         self,
@@ -78,10 +89,18 @@ class Result(Outcome):
     def save(self, folder: str | Path) -> Path:
         """Write plan.json, model.safetensors, reports and pictures to a folder, whole or not at all.
 
+        The weights are those that ``result.model`` has now: it may have been fine-tuned in place. The reports then say
+        that they were measured before.
+
         Raises:
             FileError: The folder cannot be written.
+
+        Example:
+            ``train(result.model)``, then ``result.save("out")``; later ``bo.load("out", MyNetwork())``
         """
-        return save_outcome(self, self.model, folder)
+        changed = hash_weights(self.model) != self.measured_sha256
+        outcome = replace(self, notes=(_CHANGED, *self.notes), weights_changed=True) if changed else self
+        return save_outcome(outcome, self.model, folder)
 
     def export(
         self,

@@ -61,6 +61,13 @@ def test_a_limit_holds_up_to_and_with_its_value(name: str, typed: str, value: fl
     assert typed in verdict.text
 
 
+@pytest.mark.parametrize(("name", "passed"), [("macs", True), ("latency", True), ("drop", False), ("change", False)])
+def test_what_was_measured_of_other_weights_proves_nothing(name: str, passed: bool) -> None:
+    (verdict,) = check_limits(report(weights_changed=True), [read_limit(name, "0.9")])
+    assert verdict.passed is passed
+    assert ("the weights were changed after this was measured" in verdict.text) is not passed
+
+
 @pytest.mark.parametrize(
     ("name", "missing", "advice"),
     [

@@ -72,6 +72,31 @@ def test_a_fresh_instance_gives_the_same_outputs_bit_for_bit(
     assert all(torch.equal(value, kept[name]) for name, value in fresh.state_dict().items())
 
 
+def test_weights_trained_in_place_are_those_saved_and_the_reports_say_so(tmp_path: Path) -> None:
+    made = optimized()
+    before = json.loads((made.save(tmp_path / "before") / "report.json").read_text(encoding="utf-8"))
+    assert before["headline"]["weights_changed"] is False
+    optimizer = torch.optim.SGD(made.model.parameters(), lr=0.1)
+    made.model.train()(X).square().sum().backward()
+    optimizer.step()
+    folder = made.save(tmp_path / "after")
+    after = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert torch.equal(load(folder, seeded(Residual)).eval()(X), made.model.eval()(X))
+    assert after["headline"] == {**before["headline"], "weights_changed": True}
+    assert after["notes"][0].startswith("the weights were changed after they were measured")
+    assert after["notes"][1:] == before["notes"]
+    warning = "Its weights were changed after they were measured"
+    pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("before", "after")]
+    assert [warning in page for page in pages] == [False, True]
+
+
+def test_moving_a_model_does_not_change_its_weights(tmp_path: Path) -> None:
+    made = optimized()
+    made.model.to(memory_format=torch.channels_last).train().requires_grad_(False)  # type: ignore[call-overload]
+    report = json.loads((made.save(tmp_path / "out") / "report.json").read_text(encoding="utf-8"))
+    assert report["headline"]["weights_changed"] is False
+
+
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     folder = optimized(Tied).save(tmp_path / "out")
     stored = safetensors.torch.load_file(folder / "model.safetensors")

@@ -18,7 +18,8 @@ def report_json(outcome: Outcome) -> str:
     """The outcome as indented JSON, the same text for the same outcome.
 
     ``headline`` has ``macs``, ``params``, ``milliseconds`` and ``metric``, each with ``before`` and ``after``
-    (the first three also ``ratio``), or null where nothing was measured. Numbers that are not finite become null.
+    (the first three also ``ratio``), or null where nothing was measured; ``weights_changed`` says that the weights
+    were changed afterwards. Numbers that are not finite become null.
     """
     document = {
         "format": FORMAT,
@@ -62,6 +63,7 @@ def _headline(outcome: Outcome) -> dict[str, Any]:
         "layers_skipped": len(outcome.skipped),
         "budget": outcome.plan.budget,
         "budget_met": outcome.budget_met,
+        "weights_changed": outcome.weights_changed,
     }
 
 

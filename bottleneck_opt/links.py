@@ -24,7 +24,7 @@ _CHANNELWISE = frozenset(
         "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "MaxPool", "AvgPool", "AdaptiveAvgPool",
         "AdaptiveMaxPool", "BatchNorm", "InstanceNorm", "dropout", "Dropout", "ZeroPad", "ConstantPad",
         "ReflectionPad", "ReplicationPad", "CircularPad",
-    )] + ["interpolate", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "PReLU"]
+    )] + ["SyncBatchNorm", "interpolate", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "PReLU"]
 )  # fmt: skip
 _POOLING_TO_ONE = frozenset(["mean", "flatten", "Flatten", "squeeze", "view", "reshape"])
 

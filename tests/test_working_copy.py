@@ -25,6 +25,14 @@ from tests.networks import classifier, conv, noise, seeded
 X = noise(2, 3, 8, 8)
 
 
+def test_the_module_inside_any_wrappers_is_found() -> None:
+    net = conv(8, 8)
+    compiled: Any = torch.compile(nn.DataParallel(net), backend="eager")
+    assert unwrap_model(torch.compile(net, backend="eager")) is net
+    assert unwrap_model(nn.DataParallel(compiled)) is net
+    assert unwrap_model(net) is net
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_compiled_script_is_refused_and_script_children_are_not() -> None:
     scripted = torch.jit.script(nn.Sequential(conv(8, 8), nn.ReLU()))

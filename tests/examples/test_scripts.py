@@ -159,6 +159,20 @@ def test_both_steps_to_a_small_file_keep_the_accuracy(tmp_path: Path, capsys: py
     assert "top class (16 examples, held out)" in text
 
 
+def test_fine_tuning_brings_accuracy_back_and_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = load_example("fine_tune").main(tmp_path, before=3, after=3)
+    text = capsys.readouterr().out
+    names = ("original", "compressed", "fine-tuned", "loaded", "checkpoint")
+    original, compressed, tuned, loaded, again = (rows(text, name)[0] for name in names)
+    assert right(compressed) < right(original) - 0.5
+    assert right(tuned) > right(compressed) + 0.5
+    assert right(tuned) == right(loaded) == right(again)
+    assert result.after.cost.macs <= 0.03 * result.before.cost.macs
+    assert tuned[1] == compressed[1] == f"{result.after.cost.macs:,}"
+    report = (tmp_path / "small" / "report.json").read_text(encoding="utf-8")
+    assert '"weights_changed": true' in report
+
+
 def test_the_index_names_every_example_and_its_picture() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", index)

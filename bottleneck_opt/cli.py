@@ -33,8 +33,7 @@ from bottleneck_opt.sources import (
     find_function,
     find_model,
     one_line,
-    read_calibration_file,
-    read_calibration_folder,
+    read_calibration_path,
     read_shape,
 )
 from bottleneck_opt.transferring import apply
@@ -265,10 +264,7 @@ def _read_example(shape: str | None) -> Tensor | None:
 
 
 def _read_data(given: str | None, model: nn.Module, name: str, example: Tensor | None, limit: int) -> Any:
-    if given is None:
-        return None
-    path = Path(given)
-    return read_calibration_folder(path, model, name, example, limit) if path.is_dir() else read_calibration_file(path)
+    return None if given is None else read_calibration_path(given, model, name=name, inputs=example, limit=limit)
 
 
 def _write_result(result: Result, out: Path, *, as_json: bool) -> None:

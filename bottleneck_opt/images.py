@@ -102,7 +102,7 @@ def read_images(folder: str | Path, shape: Sequence[int], preparation: Preparati
     """
     if len(shape) != 3 or shape[0] not in _MODES:
         raise InputError(
-            f"--calibration {folder}: the model's input is {'x'.join(map(str, shape))}; expected 1 or 3 channels, "
+            f"calibration {folder}: the model's input is {'x'.join(map(str, shape))}; expected 1 or 3 channels, "
             "height and width for images. Save preprocessed inputs as one .npy file, examples along axis 0."
         )
     files = _list_images(Path(folder))
@@ -121,7 +121,7 @@ def _list_images(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise FileError(
-            f"--calibration {folder}: holds no image; expected {', '.join(SUFFIXES)}, in it or in folders below. "
+            f"calibration {folder}: holds no image; expected {', '.join(SUFFIXES)}, in it or in folders below. "
             "Name the folder with the images."
         )
     return files

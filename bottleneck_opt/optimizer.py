@@ -79,7 +79,8 @@ def optimize(
     Args:
         model: Any module. It is not run, not moved and not changed; all work is done on copies.
         inputs: One example call: a Tensor, a tuple of arguments or a dict of keyword arguments. None infers it.
-        calibration: Unlabelled data: a Tensor (split along axis 0) or an iterable of batches. None uses noise.
+        calibration: Unlabelled data: a Tensor (split along axis 0), an iterable of batches, or where it lies: a folder
+            of images, which are normalised as the model says, a ``.npy`` or a ``.safetensors`` file. None uses noise.
         calibration_limit: Examples read at most; they are kept on the CPU.
         budget: How small: ``0.5``, ``"macs=0.5, params=0.4"``, ``"latency=0.7"`` or a :class:`Budget`.
             None aims at half the MACs.

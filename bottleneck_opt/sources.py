@@ -1,4 +1,4 @@
-"""Find what the command line names: a model, its weights, calibration data, a function."""
+"""Find what is only named: a model, its weights, calibration data, a function."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from bottleneck_opt.tracing import choose_inputs
 from bottleneck_opt.working_copy import working_copy
 
 _ZOOS = ("torchvision", "timm")
+_ANOTHER = ", an example call (--input, inputs=) sets another"
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -189,13 +190,38 @@ def read_shape(text: str) -> Tensor:
     return torch.randn([int(part) for part in parts], generator=torch.Generator().manual_seed(0), device="cpu")
 
 
+def read_calibration_path(
+    path: str | Path, model: nn.Module, *, inputs: Any = None, limit: int, name: str = ""
+) -> Tensor | Pictures:
+    """Calibration inputs from a folder of images, or from a ``.npy`` or ``.safetensors`` file.
+
+    Args:
+        path: Where they are.
+        model, limit, name: As for :func:`read_calibration_folder`.
+        inputs: The example call, whose size images get; None where there is none.
+
+    Raises:
+        FileError, InputError, ModelError: As for :func:`read_calibration_folder` and :func:`read_calibration_file`.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        return read_calibration_file(source)
+    example = inputs[0] if isinstance(inputs, tuple | list) and len(inputs) == 1 else inputs
+    if example is not None and not isinstance(example, Tensor):
+        raise InputError(
+            f"calibration {source}: a folder of images is for a model that is called with one image tensor; inputs= is "
+            f"a {type(inputs).__name__}. Pass an iterable of batches of that form."
+        )
+    return read_calibration_folder(source, model, name, example, limit)
+
+
 def read_calibration_folder(folder: Path, model: nn.Module, name: str, example: Tensor | None, limit: int) -> Pictures:
     """The images of a folder as inputs of a model.
 
     Args:
         folder: Where they are.
         model: It may say how it wants them. Where no size is known, a copy is run to find one.
-        name: What it is called on the command line.
+        name: What it is called on the command line; empty elsewhere.
         example: Of the size that they get; None for the one that the model says, or that is found to run.
         limit: Images read at most.
 
@@ -208,10 +234,10 @@ def read_calibration_folder(folder: Path, model: nn.Module, name: str, example: 
     if example is not None:
         shape, sized = tuple(example.shape[1:]), ""
     elif cut:
-        shape, sized = (3, cut[0], cut[0]), "; size from torchvision's weights, --input sets another"
+        shape, sized = (3, cut[0], cut[0]), f"; size from torchvision's weights{_ANOTHER}"
     else:
         call, (note,) = choose_inputs(working_copy(model), None)
-        shape, sized = tuple(call.tensors()[0].shape[1:]), f"; size {note.rpartition(', ')[2]}, --input sets another"
+        shape, sized = tuple(call.tensors()[0].shape[1:]), f"; size {note.rpartition(', ')[2]}{_ANOTHER}"
     preparation = find_preparation(model, shape[0] if shape else 0, transforms)
     read = read_images(folder, shape, preparation, limit=limit)
     return replace(read, note=f"{read.note}{sized}")

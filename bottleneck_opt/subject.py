@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from bottleneck_opt.layers import class_name
 from bottleneck_opt.plan import Argument
 from bottleneck_opt.recorded_call import describe_arguments
 from bottleneck_opt.rehearsing import rehearse
+from bottleneck_opt.sources import read_calibration_path
 from bottleneck_opt.tracing import build_lazy_layers, choose_inputs, find_fault, runs_on, trace_working
 from bottleneck_opt.working_copy import copy_to_device, model_device, working_inputs
 
@@ -82,9 +84,10 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
         as_graph: Work on the model's recorded graph instead of the model.
 
     Raises:
-        ModelError, InputError, PatternError: What was asked for cannot be used.
+        ModelError, InputError, PatternError, FileError: What was asked for cannot be used.
     """
     name = class_name(original)
+    request = _open_calibration(original, request)
     data = _read_data_alone(request)
     original = build_lazy_layers(original, request.inputs if data is None else list_first(data)[0])
     working = copy_to_device(original, request.device)
@@ -111,6 +114,15 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
     arguments = describe_arguments(example) if as_graph else None
     notes = (*notes, *data.notes)
     return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments)
+
+
+def _open_calibration(original: nn.Module, request: Request) -> Request:
+    """The request with what is in a folder or file that it names."""
+    given = request.calibration
+    if not isinstance(given, str | Path):
+        return request
+    read = read_calibration_path(given, original, inputs=request.inputs, limit=request.limit)
+    return replace(request, calibration=read)
 
 
 def _read_data_alone(request: Request) -> CalibrationData | None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from bottleneck_opt import calibrate, optimize, recover
 from bottleneck_opt.errors import FileError, InputError
 from bottleneck_opt.images import IMAGENET, Pictures, Preparation, find_preparation, read_images
+from tests.networks import classifier, seeded
 
 pillow = pytest.importorskip("PIL.Image")
 PLAIN = Preparation((), (), "not normalised")
@@ -102,6 +104,42 @@ def test_the_models_own_hints_come_first(
     found = find_preparation(model, channels, transforms)
     assert (found.mean, found.crop) == (mean, crop)
     assert source in found.source
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    for index in range(6):
+        values = np.random.default_rng(index).integers(0, 255, (10, 9, 3))
+        write_image(tmp_path / "album" / f"{index}.png", values)
+    return tmp_path / "album"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_python_takes_a_folder_as_the_command_line_does(album: Path, kind: Any) -> None:
+    net = seeded(classifier, dtype=torch.float32)
+    net.pretrained_cfg = CONFIG  # type: ignore[assignment]
+    options: dict[str, Any] = {"budget": 0.6, "progress": False}
+    result = optimize(net, torch.zeros(1, 3, 8, 8), calibration=kind(album), **options)
+    found = read(album, preparation=find_preparation(net, 3))
+    assert result.plan.steps == optimize(net, torch.zeros(1, 3, 8, 8), calibration=found, **options).plan.steps != ()
+    assert any("images in" in note and "mean and std of the model's pretrained_cfg" in note for note in result.notes)
+    again = recover(result, kind(album), teacher=net, recovery=2, progress=False)
+    assert again.recovery is not None
+    assert again.recovery.trained_on + again.recovery.held_out == 6
+
+
+def test_python_takes_a_file_of_inputs(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((7, 3, 8, 8), dtype=np.float32))
+    net = seeded(classifier, dtype=torch.float32)
+    assert calibrate(net, calibration=tmp_path / "x.npy", progress=False).examples == 7
+    with pytest.raises(FileError, match="no such file or folder"):
+        optimize(net, calibration="nowhere", progress=False)
+
+
+def test_a_folder_does_not_fit_a_call_of_several_tensors(album: Path) -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(InputError, match=r"one image tensor; inputs= is a tuple\. Pass an iterable of batches"):
+        optimize(seeded(classifier), (x, x), calibration=album, progress=False)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from bottleneck_opt.recovery.options import Recovery, read_recovery
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.result import Result
 from bottleneck_opt.rewriting import check_plan_fits
+from bottleneck_opt.sources import read_calibration_path
 from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.summary import list_checks
 from bottleneck_opt.tracing import runs_on
@@ -167,6 +169,9 @@ def _check_noise_helps(result: Result) -> None:
 def _read_data(result: Result, calibration: Any, teacher: nn.Module, limit: int, seed: int) -> CalibrationData:
     example = working_inputs(result.before.inputs, teacher, model_device(teacher))
     alone = len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], Tensor)
+    if isinstance(calibration, str | Path):
+        call = example.args if alone else example
+        calibration = read_calibration_path(calibration, teacher, inputs=call, limit=limit)
     return read_calibration(
         calibration,
         example,

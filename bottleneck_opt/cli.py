@@ -19,7 +19,7 @@ from bottleneck_opt.calibrating import calibrate
 from bottleneck_opt.checking import check_limits, measure_again, read_limit, render_verdicts, verdicts_json
 from bottleneck_opt.configuring import Known, read_config
 from bottleneck_opt.demo.run import run_demo
-from bottleneck_opt.diagrams import render_file
+from bottleneck_opt.diagrams import check_format, render_file
 from bottleneck_opt.distribution import joined_ranks
 from bottleneck_opt.errors import BottleneckOptError, BudgetError, RanksError
 from bottleneck_opt.exporting import export
@@ -93,10 +93,16 @@ AllowSlower = Annotated[
 
 
 def _configure(context: typer.Context, path: Path | None) -> Path | None:
-    """Let a file set what the command line leaves out."""
-    options = [each for each in context.command.params if each.name not in (None, "config", "help")]
+    """Let a file of optimize's options set what the command line leaves out.
+
+    Other commands take from it what they share, but not where to write: theirs are other files.
+    """
+    whole: Any = context.find_root().command
+    optimizing = context.command.name == "optimize"
+    options = [each for each in whole.commands["optimize"].params if each.name not in (None, "config", "help")]
     known = [Known(str(each.name), _spell(each.name, each.opts), bool(each.multiple)) for each in options]
-    context.default_map = read_config(path, known)
+    shared = {each.name for each in context.command.params if optimizing or each.name != "out"}
+    context.default_map = {name: value for name, value in read_config(path, known).items() if name in shared}
     return path
 
 
@@ -108,7 +114,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config", is_eager=True, callback=_configure,
-        help="TOML file that sets options. Default: the table tool.bottleneck-opt of ./pyproject.toml.",
+        help="TOML file with options of optimize. Default: the table tool.bottleneck-opt of ./pyproject.toml.",
     ),
 ]  # fmt: skip
 Saved = Annotated[Path, typer.Argument(help="The folder that optimize wrote.")]
@@ -209,6 +215,7 @@ def calibrate_command(
     cache: Cache = None,
     device: Device = None,
     seed: Seed = 0,
+    config: Config = None,
 ) -> None:
     """Look at the calibration data once; optimize --statistics then tries any number of budgets."""
     with joined_ranks() as ranks:
@@ -242,6 +249,7 @@ def apply_command(
     memory: Memory = None,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Of noise and sampling. Default: the plan's.")] = None,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Carry the same plan out on other weights of the model, such as those of a later training."""
@@ -334,6 +342,7 @@ def profile_command(
     weights: Weights = None,
     input_shape: Shape = None,
     style: Annotated[Style, typer.Option(help="cost: what each layer costs; keras: as model.summary().")] = Style.COST,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where a model's multiply-adds, parameters and milliseconds are."""
@@ -357,8 +366,10 @@ def draw_command(
     detail: Annotated[Detail, typer.Option(help="How much is folded; auto: the finest that fits on a page.")] = "auto",
     heat: Annotated[Heat, typer.Option(help="What fill and bars measure; ms is timed for it.")] = "macs",
     theme: Annotated[Colours, typer.Option(help="Colours.")] = "light",
+    config: Config = None,
 ) -> None:  # fmt: skip
     """Draw a model with the cost of every layer."""
+    check_format(output)
     inputs = _read_example(input_shape)
     picture = draw(find_model(model, weights), inputs, detail=detail, heat=heat, theme=theme)
     note = render_file(picture, output)

@@ -1,4 +1,4 @@
-"""Options of ``bottleneck-opt optimize`` from a TOML file; what is typed on the command line wins."""
+"""Options from a TOML file, for ``bottleneck-opt optimize`` and what shares them; the command line wins."""
 
 from __future__ import annotations
 

@@ -359,3 +359,10 @@ def test_a_time_that_cannot_be_reached_is_one_line(
     assert run("optimize", net, "--input", "1x3x4x4", "--budget", "latency=1us", "--out", tmp_path / "out") == 1
     assert re.search(r"^error: budget: .* ms cannot be reached: \d+ models? .* latency=", capsys.readouterr().err, re.M)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_another_format_is_refused_before_the_model_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("draw", "missing.py:net", "-o", tmp_path / "net.jpg") == 1
+    assert "net.jpg: got the suffix '.jpg', expected one of .svg" in capsys.readouterr().err

@@ -104,3 +104,29 @@ def test_a_file_that_is_named_must_have_options(here: Path, name: str, capsys: p
         main(["optimize", "net.py:net", "--config", name])
     assert stop.value.code == 1
     assert ("cannot be read" if name == "missing.toml" else "no table [tool.bottleneck-opt]") in capsys.readouterr().err
+
+
+def test_other_commands_take_what_they_share(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my.toml").write_text(f"{CONFIG}max_drop = 0.1\nstatistics = 'stats.safetensors'\n", encoding="utf-8")
+    assert run("calibrate", "--config", "my.toml", "--out", "stats.safetensors") == 0
+    assert capsys.readouterr().out.startswith("1 layers")  # of two: one is excluded
+    assert run("profile", "--config", "my.toml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total"]["macs"] > 0
+    assert run("draw", "--config", "my.toml", "-o", "net.svg") == 0
+    assert {path.name for path in here.iterdir()} >= {"stats.safetensors", "net.svg"}
+    assert not (here / "there").exists()
+
+
+def test_a_plan_is_applied_with_the_options_it_was_made_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my.toml").write_text(CONFIG, encoding="utf-8")
+    made = optimise("--config", "my.toml", capsys=capsys)
+    assert run("apply", "there", "--config", "my.toml", "--json", "--out", "again") == 0
+    assert [each["path"] for each in json.loads(capsys.readouterr().out)["layers"]] == ["2"]
+    assert [each["path"] for each in made["layers"]] == ["2"]  # type: ignore[attr-defined]
+    assert not (here / "out").exists()
+
+
+def test_a_misspelt_option_is_refused_by_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my.toml").write_text("detail = 'block'", encoding="utf-8")
+    assert run("draw", "net.py:net", "--config", "my.toml") == 1
+    assert "unknown option 'detail'; expected one of budget" in capsys.readouterr().err

@@ -69,15 +69,20 @@ def render_file(digraph: graphviz.Digraph, path: str | os.PathLike[str]) -> str:
             cannot be written.
     """
     path = Path(path)
+    rendered = _render(digraph, path, check_format(path))
+    write_whole(path, rendered.data)
+    return rendered.note
+
+
+def check_format(path: Path) -> str:
+    """The format that a picture's file name asks for, such as ``svg``. Raises FileError when there is no such."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in _FORMATS:
         raise FileError(
             f"picture {path}: got the suffix '{path.suffix}', expected one of .svg, .png, .pdf, .dot. "
             "Give the file a name that ends in one of these."
         )
-    rendered = _render(digraph, path, suffix)
-    write_whole(path, rendered.data)
-    return rendered.note
+    return suffix
 
 
 def _render(digraph: graphviz.Digraph, path: Path, suffix: str) -> Rendered:

@@ -92,43 +92,75 @@ def _average_offsets(felt: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def _order_channels(weight: Tensor, covariance: Tensor, channels: int) -> Tensor:
     """Backward elimination of blocks of entries; ``weight (rows, channels * offsets)`` is channel-major."""
-    offsets = covariance.shape[0] // channels
-    precision = torch.cholesky_inverse(cholesky(covariance))
-    alive, gone = torch.arange(channels, device="cpu"), list[Tensor]()
-    while len(alive):
-        count = min(len(alive), max(1, channels // _ROUNDS))
-        scores = _score(weight, precision, offsets)
-        out = scores.argsort(stable=True)[:count]
-        gone.append(alive[out.flip(0)])
-        stays = torch.ones(len(alive), dtype=torch.bool, device="cpu")
-        stays[out] = False
-        weight, precision = _take_out(weight, precision, out, stays, offsets)
-        alive = alive[stays]
+    if len(weight) > 2 * weight.shape[1]:
+        weight = torch.linalg.qr(weight, mode="r").R  # only the products of its columns count
+    left = _Left(weight.clone(), torch.cholesky_inverse(cholesky(covariance)), channels)
+    gone = list[Tensor]()
+    while left.count:
+        out = left.score().argsort(stable=True)[: min(left.count, max(1, channels // _ROUNDS))]
+        gone.append(out.flip(0))
+        left.take_out(out)
     return torch.cat(gone[::-1])
 
 
-def _score(weight: Tensor, precision: Tensor, offsets: int) -> Tensor:
-    """What the loss rises by when one channel is taken out: ``tr(B_c P_cc^-1 B_c^T)`` for each ``(channels,)``."""
-    channels = precision.shape[0] // offsets
-    blocks = precision.view(channels, offsets, channels, offsets).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    columns = weight.view(len(weight), channels, offsets).permute(1, 2, 0)
-    lower = torch.linalg.cholesky_ex(blocks)[0]
-    moved: Tensor = torch.linalg.solve_triangular(lower, columns, upper=False)
-    return moved.square().sum((1, 2))
+class _Left:
+    """Weight and precision of the channels that are left: these come first, so that nothing is copied to go on.
+
+    Args:
+        weight: ``(rows, channels * offsets)``, channel-major; it is written to.
+        precision: Inverse of the covariance; it is written to.
+        channels: How many there are.
+    """
+
+    def __init__(self, weight: Tensor, precision: Tensor, channels: int) -> None:
+        self.count = channels
+        self._weight, self._precision = weight, precision
+        self._numbers = torch.arange(channels, device="cpu")
+        self._offsets = len(precision) // channels
+
+    def score(self) -> Tensor:
+        """What the loss rises by when one channel is taken out: ``tr(B_c P_cc^-1 B_c^T)``, infinite for those gone."""
+        count, offsets = self.count, self._offsets
+        width = count * offsets
+        weight, precision = self._weight[:, :width], self._precision[:width, :width]
+        if offsets == 1:
+            found = weight.square().sum(0) / precision.diagonal().clamp_min(1e-300)
+        else:
+            blocks = precision.unflatten(0, (count, offsets)).unflatten(2, (count, offsets))
+            lower = torch.linalg.cholesky_ex(blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1))[0]
+            columns = weight.unflatten(1, (count, offsets)).permute(1, 2, 0)
+            found = torch.linalg.solve_triangular(lower, columns, upper=False).square().sum((1, 2))
+        scores = weight.new_full((len(self._numbers),), torch.inf)
+        scores[self._numbers[:count]] = found
+        return scores
+
+    def take_out(self, channels: Tensor) -> None:
+        """Let some channels go; the weight of the others is fitted again."""
+        self._move_back(channels)
+        before, self.count = self.count, self.count - len(channels)
+        kept, gone = slice(self.count * self._offsets), slice(self.count * self._offsets, before * self._offsets)
+        lower = cholesky(self._precision[gone, gone])
+        across = torch.linalg.solve_triangular(lower, self._precision[gone, kept], upper=False)
+        moved = torch.linalg.solve_triangular(lower, self._weight[:, gone].T, upper=False)
+        self._precision[kept, kept].addmm_(across.T, across, alpha=-1)
+        self._weight[:, kept].addmm_(moved.T, across, alpha=-1)
+
+    def _move_back(self, channels: Tensor) -> None:
+        """Make some channels the last of those left."""
+        end = self.count - len(channels)
+        going = torch.isin(self._numbers[: self.count], channels)
+        places = torch.cat([going[:end].nonzero()[:, 0], (~going[end:]).nonzero()[:, 0] + end])
+        others = places.roll(len(places) // 2)
+        self._numbers[places] = self._numbers[others]
+        to, source = (_channel_major_rows(each, self._offsets) for each in (places, others))
+        self._precision[to] = self._precision[source]
+        self._precision[:, to] = self._precision[:, source]
+        self._weight[:, to] = self._weight[:, source]
 
 
-def _take_out(
-    weight: Tensor, precision: Tensor, out: Tensor, stays: Tensor, offsets: int
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Weight, fitted again, and precision of the channels that stay."""
-    numbers = torch.arange(offsets, device="cpu")
-    gone = (out[:, None] * offsets + numbers).flatten()
-    kept = (stays.nonzero()[:, 0, None] * offsets + numbers).flatten()
-    lower = cholesky(precision[gone[:, None], gone])
-    across = torch.linalg.solve_triangular(lower, precision[gone][:, kept], upper=False)
-    moved = torch.linalg.solve_triangular(lower, weight[:, gone].T, upper=False)
-    rest = precision[kept[:, None], kept] - across.T @ across
-    return weight[:, kept] - moved.T @ across, (rest + rest.T) / 2
+def _channel_major_rows(channels: Tensor, offsets: int) -> Tensor:
+    """Numbers of the entries of some channels where a channel's offsets lie side by side."""
+    return (channels[:, None] * offsets + torch.arange(offsets, device="cpu")).flatten()
 
 
 def _losses(felt: Tensor, covariance: Tensor, order: Tensor, offsets: int) -> Tensor:

@@ -101,14 +101,39 @@ def fit_expand(weight: Tensor, output_covariance: Tensor, curvature: Tensor, *, 
     inner = root.T @ (output_covariance @ root)
     energy, basis = torch.linalg.eigh((inner + inner.T) / 2)
     energy, basis = energy.flip(0).clamp_min(0), basis.flip(1)[:, :most]
-    dropped = energy.flip(0).cumsum(0).flip(0)
-    losses = torch.cat([dropped, dropped.new_zeros(1 + out - len(dropped))])
     directions = basis if span is None else span @ basis
     left = torch.linalg.solve_triangular(lower.T, directions, upper=True)
-    return ExpandFit(losses, left, root @ basis)
+    return ExpandFit(_add_up(energy, out), left, root @ basis)
 
 
-def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None) -> ReduceFit:
+def fit_expand_by_inputs(
+    weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None
+) -> ExpandFit:
+    """The same for a layer with more outputs than inputs, from the covariance of these: the smaller matrix.
+
+    Args:
+        weight: ``(out, width)``, ``width`` less than ``out``.
+        covariance: ``S (width, width)``, shrunk.
+        curvature, most: As for :func:`fit_expand`.
+    """
+    lower = cholesky(curvature)
+    span, read = torch.linalg.qr(lower.T @ weight)
+    inner = read @ (covariance @ read.T)
+    energy, basis = torch.linalg.eigh((inner + inner.T) / 2)
+    directions = span @ basis.flip(1)[:, :most]
+    left = torch.linalg.solve_triangular(lower.T, directions, upper=True)
+    return ExpandFit(_add_up(energy.flip(0).clamp_min(0), len(weight)), left, lower @ directions)
+
+
+def _add_up(energy: Tensor, out: int) -> Tensor:
+    """The loss at rank 0, 1, ... ``(out + 1,)`` from what each rank keeps, the most first."""
+    dropped = energy.flip(0).cumsum(0).flip(0)
+    return torch.cat([dropped, dropped.new_zeros(1 + out - len(dropped))])
+
+
+def fit_reduce(
+    weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: int | None = None, crossed: Tensor | None = None
+) -> ReduceFit:  # fmt: skip
     """A near-optimal nested basis for every rank, with the loss after the exact refit of the second factor.
 
     One Cholesky factor gives all losses: rows are rank-major, so its leading blocks belong to the lower ranks.
@@ -118,20 +143,24 @@ def fit_reduce(weight: Tensor, covariance: Tensor, curvature: Tensor, *, most: i
         covariance: ``S (offsets * in, offsets * in)``, shrunk.
         curvature: ``G (out, out)``, damped.
         most: The highest rank whose loss is wanted, None for all; the work grows with its third power.
+        crossed: ``S W^T L (offsets * in, out)`` with ``G = L L^T``, where it is known; None computes it.
     """
-    return fit_to_basis(weight, covariance, curvature, find_basis(weight, covariance, curvature, most=most))
+    projection = find_basis(weight, covariance, curvature, most=most)
+    return fit_to_basis(weight, covariance, curvature, projection, crossed=crossed)
 
 
-def fit_to_basis(weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor) -> ReduceFit:
+def fit_to_basis(
+    weight: Tensor, covariance: Tensor, curvature: Tensor, projection: Tensor, *, crossed: Tensor | None = None
+) -> ReduceFit:  # fmt: skip
     """The same for first factors that are given.
 
     Args:
-        weight, covariance, curvature: As for :func:`fit_reduce`.
+        weight, covariance, curvature, crossed: As for :func:`fit_reduce`.
         projection: ``(rank, in)``; its leading rows are that of the lower ranks.
     """
     out, offsets, width = weight.shape
     felt = weight.reshape(out, -1).T @ cholesky(curvature)
-    crossed = covariance @ felt
+    crossed = covariance @ felt if crossed is None else crossed
     total = torch.einsum("wo,wo->", felt, crossed)
     target = _rank_major(projection, crossed.view(offsets, width, out))
     projected = project_covariance(covariance, projection, offsets)

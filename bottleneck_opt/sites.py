@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bottleneck_opt.common_factor import CommonBasis, Consumer
-from bottleneck_opt.conditioning import choose_shrinkage, damp, shrink_in_place
+from bottleneck_opt.conditioning import cholesky, choose_shrinkage, damp, shrink_in_place
 from bottleneck_opt.costs import price_layers
 from bottleneck_opt.elimination import Elimination
 from bottleneck_opt.factorization import ReduceFit, fit_reduce, loss_of
@@ -126,7 +126,9 @@ class Site:
         """
         out, offsets, width = self.offset_weight.shape
         most = break_even(before=width, after=offsets * out)
-        return fit_reduce(self.offset_weight, self.covariance(), self.curvature(), most=most)
+        return fit_reduce(
+            self.offset_weight, self.covariance(), self.curvature(), most=most, crossed=self.crossed()
+        )  # fmt: skip
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -177,6 +179,13 @@ class Site:
             covariance.diagonal().add_(self._rounding)
             kept["covariance"] = covariance
         return kept["covariance"]
+
+    def crossed(self) -> Tensor:
+        """``S W^T L (offsets * in, out)`` with ``G = L L^T``, for :func:`bottleneck_opt.factorization.fit_reduce`."""
+        kept: dict[str, Tensor] = self.__dict__.get("_kept", {})
+        if "crossed" not in kept:
+            kept["crossed"] = self.covariance() @ (self.flat_weight.T @ cholesky(self.curvature()))
+        return kept["crossed"]
 
     def output_covariance(self) -> Tensor:
         """``W S W^T (out, out)`` with the shrunk S, from the outputs themselves, so that S is not needed."""

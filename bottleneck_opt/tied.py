@@ -121,7 +121,9 @@ def fit_tied(site: Site, order: Order, ranks: Sequence[int]) -> TiedFit:
 def _fit_whole(site: Site, order: Order, most: int) -> ReduceFit:
     if not order.lead:
         return site.reduced
-    return fit_reduce(weight_in_order(site, order), covariance_in_order(site, order), site.curvature(), most=most)
+    crossed = site.crossed()[order.entries(site.layer.in_channels)]
+    weight, covariance = weight_in_order(site, order), covariance_in_order(site, order)
+    return fit_reduce(weight, covariance, site.curvature(), most=most, crossed=crossed)
 
 
 def _fit_groups(site: Site, order: Order, most: int) -> tuple[tuple[Tensor, ...], Tensor]:

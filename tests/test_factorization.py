@@ -19,6 +19,7 @@ from bottleneck_opt.factorization import (
     balance,
     factor_exactly,
     fit_expand,
+    fit_expand_by_inputs,
     loss_of,
     nest_factors,
     project_covariance,
@@ -239,6 +240,18 @@ def test_expand_with_more_outputs_than_inputs_has_no_loss_from_the_inputs_rank_o
     assert float(fit.losses[4:].abs().max()) == 0
     factors = fit.factors(4, weight)
     torch.testing.assert_close(factors.second @ factors.first, weight, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_expand_is_the_same_from_inputs_and_from_outputs(most: int | None) -> None:
+    weight, curvature, covariance = torch.randn(9, 4, dtype=torch.float64), random_curvature(9), random_curvature(4)
+    one = fit_expand(weight, weight @ covariance @ weight.T, curvature, most=most)
+    two = fit_expand_by_inputs(weight, covariance, curvature, most=most)
+    torch.testing.assert_close(two.losses, one.losses, rtol=1e-9, atol=1e-12 * float(one.losses[0]))
+    assert two.left.shape == one.left.shape
+    for rank in range(1, 4):
+        first, second = (fit.left[:, :rank] @ fit.right[:, :rank].T for fit in (one, two))
+        torch.testing.assert_close(second, first, rtol=1e-7, atol=1e-9)
 
 
 @BOTH

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bottleneck_opt.factorization import ExpandFit, Factors, factor_exactly, fit_expand
+from bottleneck_opt.factorization import ExpandFit, Factors, factor_exactly, fit_expand, fit_expand_by_inputs
 from bottleneck_opt.grouped_losses import list_losses_of_groups
 from bottleneck_opt.kernels import spread_groups
 from bottleneck_opt.layers import LINEAR
@@ -48,7 +48,10 @@ class Expand:
 
 
 def _fit_whole(site: Site, most: int) -> tuple[tuple[ExpandFit, ...], Tensor]:
-    fit = fit_expand(site.flat_weight, site.output_covariance(), site.curvature(), most=most)
+    if site.flat_weight.shape[1] < len(site.weight) and site.statistics.inputs.outer is not None:
+        fit = fit_expand_by_inputs(site.flat_weight, site.covariance(), site.curvature(), most=most)
+    else:
+        fit = fit_expand(site.flat_weight, site.output_covariance(), site.curvature(), most=most)
     return (fit,), fit.losses
 
 

@@ -84,7 +84,8 @@ class MomentSums:
         total = samples.sum(0, dtype=torch.float64)
         self._count += len(samples)
         self._total += total.cpu()
-        self._squares += float(torch.linalg.vector_norm(samples, dtype=torch.float64).square())
+        if self._outer is None:
+            self._squares += float(torch.linalg.vector_norm(samples, dtype=torch.float64).square())
         if self._outer is None or self._told:
             return
         if self._center is None:
@@ -109,6 +110,7 @@ class MomentSums:
             elif self._center is not None:
                 _complete(outer, self._center.double().cpu(), self._total, self._count)
             ranks.broadcast_into(outer, source=owner)
+            self._squares = float(outer.trace())
         return Moments(self._count, self._total, self._squares, self._outer)
 
 

@@ -81,7 +81,7 @@ def refit_last(layer: LayerSpec, samples: Samples, old: Weights, metric: Tensor)
     halved = _fit(layer, sums, samples.first_half(), old)
     found = _fit(layer, sums, samples.second_half(), old)
     held_out = samples.held_out()
-    before, after, fewer = (measure_error(layer, held_out, each, metric) for each in (old, found, halved))
+    before, after, fewer = measure_errors(layer, held_out, (old, found, halved), metric)
     weights = _fit(layer, sums, held_out, old) if after < before else None
     return Refit(weights, before, after, fewer)
 
@@ -149,12 +149,17 @@ class _Sums:
         return shaped, mean - new @ middle
 
 
-def measure_error(layer: LayerSpec, samples: Samples, weights: Weights, metric: Tensor) -> float:
-    """Mean of ``e^T G e`` over samples, relative to that of the targets around their mean."""
-    flat = by_offset(spread_groups(weights.weight, layer.groups)).flatten(1)
-    bias = 0.0 if weights.bias is None else weights.bias
-    targets = samples.targets.double()
-    error = targets - (samples.patches.double() @ flat.T + bias)
-    whole = targets - targets.mean(0)
-    felt = [float(torch.einsum("no,no->", each @ metric, each)) for each in (error, whole)]
-    return felt[0] / max(felt[1], 1e-300)
+def measure_errors(layer: LayerSpec, samples: Samples, weights: Sequence[Weights], metric: Tensor) -> list[float]:
+    """Mean of ``e^T G e`` over samples, relative to that of the targets around their mean, for each of some weights."""
+    patches, targets = samples.patches.double(), samples.targets.double()
+    whole = max(_feel(targets - targets.mean(0), metric), 1e-300)
+    return [_feel(targets - _run(layer, patches, each), metric) / whole for each in weights]
+
+
+def _run(layer: LayerSpec, patches: Tensor, weights: Weights) -> Tensor:
+    made = patches @ by_offset(spread_groups(weights.weight, layer.groups)).flatten(1).T
+    return made if weights.bias is None else made.add_(weights.bias)
+
+
+def _feel(error: Tensor, metric: Tensor) -> float:
+    return float(torch.einsum("no,no->", error @ metric, error))

@@ -18,6 +18,7 @@ from bottleneck_opt.conditioning import cholesky
 
 MOST_EXACT = 1536
 _ROUNDS = 64
+_TILE = 512
 
 
 @dataclass(frozen=True)
@@ -164,15 +165,18 @@ def _channel_major_rows(channels: Tensor, offsets: int) -> Tensor:
 
 
 def _losses(felt: Tensor, covariance: Tensor, order: Tensor, offsets: int) -> Tensor:
-    """Loss of keeping the first 0, 1, ... channels of an order, all from one Cholesky factor."""
-    width = len(order)
-    entries = _channel_major(order, offsets, width)
-    crossed = covariance @ felt.T
-    explained = torch.linalg.solve_triangular(
-        cholesky(covariance[entries[:, None], entries]), crossed[entries], upper=False
-    )
-    kept = explained.square().sum(1).view(width, offsets).sum(1).cumsum(0)
-    total = torch.einsum("ow,wo->", felt, crossed)
-    losses = (total - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
+    """Loss of keeping the first 0, 1, ... channels of an order, all from one Cholesky factor.
+
+    With ``S = C C^T``, rows and columns in that order, the leading rows of ``C^-1 S B^T = C^T B^T`` are what the leading
+    channels explain.
+    """
+    entries = _channel_major(order, offsets, len(order))
+    lower, ordered = cholesky(covariance[entries[:, None], entries]), felt[:, entries]
+    explained = [
+        (lower[start:, start : start + _TILE].T @ ordered[:, start:].T).square().sum(1)
+        for start in range(0, len(entries), _TILE)
+    ]
+    kept = torch.cat(explained).view(len(order), offsets).sum(1).cumsum(0)
+    losses = (kept[-1] - torch.cat([kept.new_zeros(1), kept])).clamp_min(0)
     losses[-1] = 0.0  # all channels are kept: what is left is rounding
     return losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bottleneck_opt.applying import Rewritten, apply_plan
@@ -58,7 +59,10 @@ class Carried:
         return replace(self.rewritten.traced.cost, latency=0 if clocked is None else clocked.latency)
 
 
-def carry_out(fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Recovery | None) -> Carried:
+def carry_out(
+    fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Recovery | None, *,
+    filled: Callable[[], None] = lambda: None,
+) -> Carried:  # fmt: skip
     """The model of a choice with everything that was done to it.
 
     Args:
@@ -66,14 +70,14 @@ def carry_out(fit: Fit, stepping: Stepping, statistics: Statistics, recovery: Re
         stepping: The choice.
         statistics: What calibration saw of the original.
         recovery: How to train the model; None leaves it as it was fitted.
+        filled: Called once the covariances are no longer needed: refitting needs room for activations.
 
     Raises:
         RewriteError: The model does not use the new layers as it used the old.
     """
-    subject, choice = fit.subject, stepping.choice
-    plan = fit.make_plan(choice)
+    subject, plan = fit.subject, fit.make_plan(stepping.choice)
     key = _identify(fit, plan)
-    refitted = fit.cache.take("fit", key, FITTED, lambda: _fit_alone(fit, plan, choice, statistics))
+    refitted = fit.cache.take("fit", key, FITTED, lambda: _fit_alone(fit, plan, stepping, statistics, filled))
     joint = fit.cache.take("fit together", key, JOINT, lambda: _fit_together(fit, plan, refitted, statistics))
     with fit.stages.stage("rewrite"):
         rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
@@ -88,8 +92,12 @@ def _identify(fit: Fit, plan: Plan) -> str:
     return fingerprint(fit.known, plan.to_json(), fit.recipe, list(map(identify_pass, fit.wish.passes)))
 
 
-def _fit_alone(fit: Fit, plan: Plan, choice: Choice, statistics: Statistics) -> Refitted:
+def _fit_alone(
+    fit: Fit, plan: Plan, stepping: Stepping, statistics: Statistics, filled: Callable[[], None]
+) -> Refitted:  # fmt: skip
+    choice = stepping.choice
     weights = fit.fill(choice)
+    filled()
     if lacks_data(fit.subject, statistics):
         return Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA))
     return fit.refit(plan, choice, weights, fit.subject.data)

@@ -167,7 +167,7 @@ def optimize(
             met = not contract or _is_met(carried.cost, limits, contract=False)
         else:
             stepping = chooser.choose(chooser.fit.wish)
-            carried, promise = carry_out(chooser.fit, stepping, statistics, recovery), None
+            carried, promise = carry_out(chooser.fit, stepping, statistics, recovery, filled=storage.close), None
             met = _is_met(carried.cost, limits, contract=contract)
         plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
         with stages.stage("verify"):

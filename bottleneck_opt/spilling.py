@@ -128,6 +128,7 @@ class Storage:
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit, self._used, self._count = limit, 0, 0
+        self._held: list[Tensor] = []
         self._folder: Path | None = None
         self._remove: weakref.finalize | None = None  # type: ignore[type-arg]  # generic in the stubs only
         if limit is not None:
@@ -154,7 +155,8 @@ class Storage:
 
     def _zeros(self, width: int) -> Tensor:
         self._used += _BYTES * width**2
-        return torch.zeros(width, width, dtype=torch.float64, device="cpu")
+        self._held.append(torch.zeros(width, width, dtype=torch.float64, device="cpu"))
+        return self._held[-1]
 
     def _spill(self, width: int) -> Spilled:
         try:
@@ -176,7 +178,10 @@ class Storage:
         return self._folder
 
     def close(self) -> None:
-        """Remove the folder; spilled matrices cannot be opened again."""
+        """Let go of all matrices, whoever still knows them: none can be read again."""
+        for matrix in self._held:
+            matrix.set_(matrix.new_empty(0))
+        self._held.clear()
         if self._remove is not None:
             self._remove()
 

@@ -55,6 +55,16 @@ def test_the_folder_goes_when_the_storage_is_closed(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_a_closed_storage_keeps_no_matrix_in_memory() -> None:
+    with Storage(limit=8 * 9) as storage:
+        kept, spilled = storage.allocate([3, 4])
+        alias = open_matrix(kept)
+        storage.close()
+        assert alias.untyped_storage().nbytes() == 0
+        with pytest.raises((FileError, RuntimeError)):
+            open_matrix(spilled)
+
+
 def test_the_folder_goes_with_the_last_matrix(temporary: Path) -> None:
     kept = Storage(limit=0).allocate([3])
     gc.collect()

@@ -167,8 +167,8 @@ def _channel_major_rows(channels: Tensor, offsets: int) -> Tensor:
 def _losses(felt: Tensor, covariance: Tensor, order: Tensor, offsets: int) -> Tensor:
     """Loss of keeping the first 0, 1, ... channels of an order, all from one Cholesky factor.
 
-    With ``S = C C^T``, rows and columns in that order, the leading rows of ``C^-1 S B^T = C^T B^T`` are what the leading
-    channels explain.
+    With ``S = C C^T``, rows and columns in that order, the leading rows of ``C^-1 S B^T = C^T B^T`` are what the
+    leading channels explain.
     """
     entries = _channel_major(order, offsets, len(order))
     lower, ordered = cholesky(covariance[entries[:, None], entries]), felt[:, entries]

@@ -180,7 +180,7 @@ class Storage:
     def close(self) -> None:
         """Let go of all matrices, whoever still knows them: none can be read again."""
         for matrix in self._held:
-            matrix.set_(matrix.new_empty(0))
+            matrix.set_(torch.UntypedStorage())
         self._held.clear()
         if self._remove is not None:
             self._remove()

@@ -46,6 +46,13 @@ def test_a_file_sets_any_option_and_the_model(here: Path, capsys: pytest.Capture
     assert (here / "there" / "plan.json").is_file()
 
 
+def test_a_file_sets_switches_and_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my.toml").write_text(CONFIG + 'timing = ["batch=1", "batch=2"]\nallow-slower = true\n', encoding="utf-8")
+    report = optimise("--config", "my.toml", capsys=capsys)
+    assert report["clocked"] is None
+    assert len(report["verification"]["more_speeds"]) == 1  # type: ignore[index]
+
+
 def test_the_command_line_wins(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "my.toml").write_text(CONFIG, encoding="utf-8")
     report = optimise("--config", "my.toml", "--seed", "5", "--budget", "0.9", "--out", "o", capsys=capsys)
@@ -73,7 +80,10 @@ def test_no_model_anywhere_is_wrong_usage(here: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("budgit = 0.5", "my.toml: unknown option 'budgit'; expected one of budget, cache, calibration, "),
+        (
+            "budgit = 0.5",
+            "my.toml: unknown option 'budgit'; expected one of allow-slower, budget, cache, calibration, ",
+        ),
         ("budgit = 0.5", "Did you mean 'budget'?"),
         ("zzz = 1", "Leave it out."),
         ("config = 'other.toml'", "unknown option 'config'"),
@@ -129,4 +139,4 @@ def test_a_plan_is_applied_with_the_options_it_was_made_with(here: Path, capsys:
 def test_a_misspelt_option_is_refused_by_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "my.toml").write_text("detail = 'block'", encoding="utf-8")
     assert run("draw", "net.py:net", "--config", "my.toml") == 1
-    assert "unknown option 'detail'; expected one of budget" in capsys.readouterr().err
+    assert "unknown option 'detail'; expected one of allow-slower, budget" in capsys.readouterr().err

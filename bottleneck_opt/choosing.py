@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bottleneck_opt.allocation import Allocation, allocate
 from bottleneck_opt.budget import TIME
 from bottleneck_opt.distribution import ALONE, Ranks
-from bottleneck_opt.dropping import Dropped, drop_channels
+from bottleneck_opt.dropping import Dropped, Narrowed, drop_channels
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint, propose_joints
 from bottleneck_opt.links import Links, find_links
@@ -132,6 +132,7 @@ class Offers:
         shares: The bottlenecks that several of them can read.
         total: Cost of the whole model as it is.
         reason: What keeps the rest of the model from being rewritten.
+        narrowed: The options of the sites that the last choice from these offers made narrower.
     """
 
     proposals: tuple[Proposal, ...]
@@ -139,6 +140,7 @@ class Offers:
     shares: tuple[Share, ...]
     total: Cost
     reason: str
+    narrowed: Narrowed = field(default_factory=dict, compare=False)
 
     def find_smallest(self, limits: Mapping[str, int]) -> Cost:
         """The least that can be reached of some limits; a choice within them where they can be."""
@@ -212,20 +214,19 @@ def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALON
     Raises:
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
-    proposals, joints, shares, total, reason = (
-        tuple(leave_out(offers.proposals, wish.slower)), offers.joints, offers.shares, offers.total, offers.reason,
-    )  # fmt: skip
+    offers = replace(offers, proposals=tuple(leave_out(offers.proposals, wish.slower)))
     with stages.stage("allocate"):
         first = allocate(
-            proposals, total, wish.limits, contract=wish.contract, reason=reason, joints=joints, shares=shares
+            offers.proposals, offers.total, wish.limits, contract=wish.contract, reason=offers.reason,
+            joints=offers.joints, shares=offers.shares,
         )  # fmt: skip
     if not first.kept:
-        return Choice(proposals, first, ())
-    dropped = _drop(proposals, joints, first, total, wish, stages, ranks)
+        return Choice(offers.proposals, first, ())
+    dropped = _drop(offers, first, wish, stages, ranks)
     left = tuple(leave_out(dropped.proposals, wish.slower))
     with stages.stage("allocate again"):
         second = allocate(
-            left, dropped.cost, wish.limits, contract=wish.contract, reason=reason, shares=shares
+            left, dropped.cost, wish.limits, contract=wish.contract, reason=offers.reason, shares=offers.shares
         )  # fmt: skip
     second = replace(second, loss=second.loss + dropped.loss, thinned=first.thinned, frontier=first.frontier)
     return Choice(left, second, dropped.selections)
@@ -245,13 +246,11 @@ def _propose(
         return proposals, joints, shares
 
 
-def _drop(
-    proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost, wish: Wish,
-    stages: Stages, ranks: Ranks,
-) -> Dropped:  # fmt: skip
-    ends = {path for j in joints if j.link.consumer in allocation.kept for path in (j.link.producer, j.link.consumer)}
+def _drop(offers: Offers, first: Allocation, wish: Wish, stages: Stages, ranks: Ranks) -> Dropped:
+    links = [joint.link for joint in offers.joints if joint.link.consumer in first.kept]
+    ends = {path for link in links for path in (link.producer, link.consumer)}
     with stages.stage("narrow", total=len(ends)) as advance:
         ask = partial(
             propose_on_ranks, passes=wish.site_passes, units=wish.units, advance=advance, ranks=ranks
         )  # fmt: skip
-        return drop_channels(proposals, joints, allocation, total, ask)
+        return drop_channels(offers.proposals, offers.joints, first, offers.total, ask, offers.narrowed)

@@ -10,8 +10,11 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.joining import Joint
 from bottleneck_opt.narrowing import narrow_site
 from bottleneck_opt.plan import Selection
-from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.proposing import Proposal, reprice
 from bottleneck_opt.sites import Site
+
+Narrowed = dict[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None], Proposal]
+"""Proposals of narrower sites, by path and the numbers of the input and output channels that are left."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Dropped:
 
 def drop_channels(
     proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost,
-    ask: Callable[[Sequence[Site]], list[Proposal]],
+    ask: Callable[[Sequence[Site]], list[Proposal]], known: Narrowed | None = None,
 ) -> Dropped:  # fmt: skip
     """Narrow the sites at both ends of each link that loses channels, and ask the passes about them again.
 
@@ -46,18 +49,25 @@ def drop_channels(
         allocation: How many channels of each stay.
         total: Cost of the whole model as it is.
         ask: Gives the passes' answers about sites.
+        known: Those of the last time, which are not asked for again; those of this time take their place.
     """
     selections = tuple(_select(joint, allocation.kept) for joint in joints if joint.link.consumer in allocation.kept)
     inputs = {selection.consumer: selection.kept for selection in selections}
     outputs = {selection.producer: selection.kept for selection in selections}
-    sites = [
-        _narrow(proposal.site, inputs.get(proposal.site.path), outputs.get(proposal.site.path))
-        for proposal in proposals
-        if proposal.site.path in {*inputs, *outputs}
-    ]
-    answers = {proposal.site.path: proposal for proposal in ask(sites)}
+    wanted = {
+        (p.site.path, inputs.get(p.site.path), outputs.get(p.site.path)): p.site
+        for p in proposals
+        if p.site.path in {*inputs, *outputs}
+    }
+    known = {} if known is None else known
+    missing = [key for key in wanted if key not in known]
+    fresh = ask([_narrow(wanted[key], key[1], key[2]) for key in missing])
+    found = {key: known[key] for key in wanted if key in known} | dict(zip(missing, fresh, strict=True))
+    known.clear()
+    known.update(found)
+    answers = {proposal.site.path: reprice(proposal) for proposal in found.values()}
     whole = {proposal.site.path: proposal.site.cost for proposal in proposals}
-    saved = sum((whole[site.path] - site.cost for site in sites), Cost())
+    saved = sum((whole[path] - answer.site.cost for path, answer in answers.items()), Cost())
     saved += sum((selection.saved for selection in selections), Cost())
     return Dropped(tuple(answers.get(p.site.path, p) for p in proposals), total - saved, selections)
 

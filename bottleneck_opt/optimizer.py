@@ -213,7 +213,11 @@ def optimize(
             *kept.list_notes(),
         ),
         seconds=sum_seconds(stages.seconds),
-        provenance=describe_run(subject, plan),
+        provenance=replace(
+            describe_run(subject, plan),
+            timing=tuple(each.describe() for each in settings),
+            allow_slower=allow_slower,
+        ),
         model=rewritten.model,
         graph_module=view.graph_module,
         corrections=carried.refitted.corrections,

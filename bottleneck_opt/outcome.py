@@ -99,7 +99,7 @@ class Provenance:
     """What the run was given and what it ran on: versions, seed, data, command.
 
     ``noise`` says that the calibration data was made up; the hashes tell whether two runs had the same weights and the
-    same examples.
+    same examples. ``timing`` are the settings that were timed in; ``allow_slower`` is as it was asked for.
     """
 
     model: str
@@ -114,6 +114,8 @@ class Provenance:
     noise: bool = False
     weights_sha256: str = ""
     data_sha256: str = ""
+    timing: tuple[str, ...] = ()
+    allow_slower: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.outcome import Clocked, LeftOut, Timed
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.proposing import Proposal
+from bottleneck_opt.proposing import reprice
 from bottleneck_opt.slower import SlowOption
 from bottleneck_opt.stepping import Stepping
 from bottleneck_opt.timing.pace import Pace
@@ -158,7 +158,7 @@ def _choose_within(
             break
         wish = replace(wish, slower=milder.slower)
         clock.times.learn()
-        offers = reprice(offers)
+        offers = reprice_all(offers)
         aim = _correct(aim, look, limit=limit, total=total)
     within = [look for look in looks if look.measured <= limit and _keeps(look, others)]
     if not within:
@@ -243,16 +243,6 @@ def _describe(clock: Clock, pace: Pace, look: _Look) -> tuple[Timed, ...]:
     )
 
 
-def reprice(offers: Offers) -> Offers:
+def reprice_all(offers: Offers) -> Offers:
     """The same offers with times as they are known now."""
-    return replace(offers, proposals=tuple(map(_reprice, offers.proposals)))
-
-
-def _reprice(proposal: Proposal) -> Proposal:
-    site = proposal.site
-    now = replace(site.cost, latency=site.price_time((site.layer,), site.input_shapes))
-    options = tuple(
-        replace(each, cost=replace(each.cost, latency=site.price_time(each.option.layers, site.input_shapes)))
-        for each in proposal.options
-    )
-    return replace(proposal, site=replace(site, cost=now), options=options)
+    return replace(offers, proposals=tuple(map(reprice, offers.proposals)))

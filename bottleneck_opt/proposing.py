@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -167,6 +167,19 @@ def make_curve(proposal: Proposal, chosen: Priced) -> Curve:
         costs=tuple(each.cost for each in ordered),
         losses=tuple(each.option.predicted_loss for each in ordered),
     )
+
+
+def reprice(proposal: Proposal) -> Proposal:
+    """The same with times as they are known now; itself where time is not limited."""
+    site = proposal.site
+    if site.pacer is None:
+        return proposal
+    now = replace(site.cost, latency=site.price_time((site.layer,), site.input_shapes))
+    options = tuple(
+        replace(each, cost=replace(each.cost, latency=site.price_time(each.option.layers, site.input_shapes)))
+        for each in proposal.options
+    )
+    return replace(proposal, site=replace(site, cost=now), options=options)
 
 
 def _price(name: str, option: Option, site: Site) -> Priced:

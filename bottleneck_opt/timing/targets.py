@@ -82,6 +82,7 @@ def _open_in_onnxruntime(model: nn.Module, given: Inputs, timing: Timing) -> Cal
 
 
 def _compile(model: nn.Module, given: Inputs, timing: Timing) -> Callable[..., object]:
+    torch.compiler.reset()  # it compiles a class's forward only so often, and runs it in eager mode from then on
     compiled: Callable[..., object] = torch.compile(model)
     try:
         with torch.inference_mode(), limited_threads(timing.threads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bottleneck_opt.outcome import Clocked, LeftOut, Speed, Timed, Verification
+from bottleneck_opt.timing.records import timings_file
 
 _SHOWN = 3
 _DRIFT = 1.03
@@ -19,7 +20,7 @@ def list_clock_notes(clocked: Clocked | None, verification: Verification) -> tup
     notes += [_tell_timed(each, clocked.models) for each in clocked.timed]
     notes += [
         f"{timed.setting}: measured again at the end, {speed.after / speed.before:.3f} of the original's time instead "
-        f"of {timed.after / timed.before:.3f}"
+        f"of {timed.after / timed.before:.3f}; where a disturbed time was kept, delete {timings_file()} to time afresh"
         for timed, speed in zip(clocked.timed, speeds, strict=False)
         if speed.after / speed.before > _DRIFT * timed.after / timed.before
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from bottleneck_opt.budget import TIME
 from bottleneck_opt.diagrams.wording import (
     change_text,
     elide_middle,
@@ -62,17 +63,20 @@ class Scale:
 
 def plot_frontier(outcome: Outcome) -> Markup | None:
     """Predicted loss of the best plan at every cost, with the chosen one ringed; None where nothing is known."""
-    points = [(each.cost.macs, each.loss) for each in outcome.frontier]
-    whole = outcome.before.cost.macs
+    plan = outcome.plan
+    unit = TIME if plan.before.latency else "macs"
+    left = "time" if unit == TIME else "MACs"
+    points = [(getattr(each.cost, unit), each.loss) for each in outcome.frontier]
+    whole = plan.before.latency or outcome.before.cost.macs
     if len(points) < 2 or not whole:
         return None
     measured = outcome.verification.measured_change
-    losses = [outcome.plan.predicted_loss, *(loss for _, loss in points), *([] if measured is None else [measured])]
+    losses = [plan.predicted_loss, *(loss for _, loss in points), *([] if measured is None else [measured])]
     largest = max(filter(math.isfinite, losses), default=0.0)
     if largest < NOTHING:
         return None
     least = _DEPTH * largest
-    chosen = (outcome.plan.after.macs / whole, _visible(outcome.plan.predicted_loss, least))
+    chosen = (getattr(plan.after, unit) / whole, _visible(plan.predicted_loss, least))
     drawn = [(macs / whole, _visible(loss, least)) for macs, loss in points]
     ys = [_visible(loss, least) for loss in losses]
     low = math.floor(math.log10(min(ys)))
@@ -80,10 +84,10 @@ def plot_frontier(outcome: Outcome) -> Markup | None:
     x = Scale(0, 1, _LEFT, _WIDTH - _RIGHT)
     y = Scale(10.0**low, 10.0**high, _HEIGHT - _BOTTOM, _TOP, log=True)
     marks = [
-        _dot(x(px), y(py), "dot", f"{share_text(px)} of the MACs: predicted loss {loss_text(loss)}")
+        _dot(x(px), y(py), "dot", f"{share_text(px)} of the {left}: predicted loss {loss_text(loss)}")
         for (px, py), (_, loss) in zip(drawn, points, strict=True)
     ]
-    words = f"chosen: {share_text(chosen[0])} of the MACs, predicted loss {loss_text(outcome.plan.predicted_loss)}"
+    words = f"chosen: {share_text(chosen[0])} of the {left}, predicted loss {loss_text(plan.predicted_loss)}"
     marks.append(_dot(x(chosen[0]), y(chosen[1]), "ring", words, size=7))
     labels = [_label(x(chosen[0]), y(chosen[1]) - 12, "chosen", "strong")]
     if measured is not None:
@@ -91,7 +95,7 @@ def plot_frontier(outcome: Outcome) -> Markup | None:
         marks.append(_diamond(*place, f"measured: the output changed by {loss_text(measured)}"))
         near = abs(place[1] - y(chosen[1])) < 20
         labels.append(_label(place[0] + 9, place[1] + (16 if near else 4), "measured", "strong", anchor="start"))
-    body = [_axes(x, y, "MACs left", "predicted loss", _percent, _tick_text), _line(drawn, x, y, "line"), *marks]
+    body = [_axes(x, y, f"{left} left", "predicted loss", _percent, _tick_text), _line(drawn, x, y, "line"), *marks]
     title = f"Cost against predicted loss over all budgets; {words}."
     return _chart(_WIDTH, _HEIGHT, title, [*body, *labels])
 

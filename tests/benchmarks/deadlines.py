@@ -194,31 +194,29 @@ def halve_by_pruning(network: str) -> Row:
 
 
 def render(rows: Sequence[Row]) -> list[str]:
-    """Two tables in Markdown."""
-    lines = [
-        "| network | setting | MACs | ms before | ms expected | ms after | of before | of expected |",
-        "|---" * 8 + "|",
-    ]
-    for row in rows:
-        if row.budget == BUDGET:
-            name = f"| {row.network} | {row.settings} |"
-            numbers = (
-                f" {row.macs:.2f} | {row.before:.3g} | {row.expected:.3g} | {row.after:.3g} | "
-                f"{row.after / row.before:.2f} | {row.after / row.expected:.2f} |"
-            )
-            lines.append(name + (f" {row.failure} | | | | | |" if row.failure else numbers))
+    """Two tables in Markdown: 0.7 of the time in every setting, and half the time with what it costs."""
+    settings = list(dict.fromkeys(row.settings for row in rows if row.budget == BUDGET))
+    networks = list(dict.fromkeys(row.network for row in rows))
+    found = {row.key: row for row in rows}
+    lines = ["| network | " + " | ".join(settings) + " |", "|---" * (len(settings) + 1) + "|"]
+    for network in networks:
+        cells = [found.get((network, "ours", each, BUDGET)) for each in settings]
+        lines.append(f"| {network} | " + " | ".join("" if each is None else tell(each) for each in cells) + " |")
+    lines += ["", "| network | method | ms | of the time | of the MACs | metric before | after |", "|---" * 7 + "|"]
     lines += [
-        "",
-        "| network | method | MACs | ms before | ms after | of before | metric before | metric after |",
-        "|---" * 8 + "|",
-    ]
-    lines += [
-        f"| {row.network} | {row.method} | {row.macs:.2f} | {row.before:.3g} | {row.after:.3g} | "
-        f"{row.after / row.before:.2f} | {row.metric_before:.2f} | {row.metric_after:.2f} |"
+        f"| {row.network} | {row.method} | {row.before:.3g} to {row.after:.3g} | {row.after / row.before:.2f} | "
+        f"{row.macs:.2f} | {row.metric_before:.2f} | {row.metric_after:.2f} |"
         for row in rows
-        if row.budget == HALF and row.metric_before is not None
+        if row.budget == HALF and row.metric_before is not None and row.metric_after is not None
     ]
     return lines
+
+
+def tell(row: Row) -> str:
+    """Milliseconds before, after and expected, and the share of multiply-adds that is left."""
+    if row.failure:
+        return row.failure
+    return f"{row.before:.3g} to {row.after:.3g} ({row.expected:.3g}), {row.macs:.2f}"
 
 
 if __name__ == "__main__":

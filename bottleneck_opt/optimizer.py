@@ -12,7 +12,7 @@ from torch import nn
 
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import keep_statistics, read_statistics
-from bottleneck_opt.carrying import carry_out
+from bottleneck_opt.carrying import Carried, carry_out
 from bottleneck_opt.chooser import Order, check_alone, prepare_choice
 from bottleneck_opt.choosing import find_ties
 from bottleneck_opt.clock_notes import list_clock_notes
@@ -25,6 +25,7 @@ from bottleneck_opt.graph import Cost
 from bottleneck_opt.graph_view import view_rewritten
 from bottleneck_opt.keeping import open_cache
 from bottleneck_opt.kept_answers import remember_answers
+from bottleneck_opt.outcome import Verification
 from bottleneck_opt.progress import Stages, sum_seconds
 from bottleneck_opt.promise import Search, keep_promise, measure_original
 from bottleneck_opt.promise_words import explain_unused, list_promise_notes
@@ -45,6 +46,7 @@ from bottleneck_opt.summary import (
     list_step_notes,
 )
 from bottleneck_opt.timing import Timing, read_timings
+from bottleneck_opt.verification import measure_change
 from bottleneck_opt.verifying import measure_metric, time_both, verify
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
@@ -170,16 +172,14 @@ def optimize(
             carried, promise = carry_out(chooser.fit, stepping, statistics, recovery, filled=storage.close), None
             met = _is_met(carried.cost, limits, contract=contract)
         plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
-        with stages.stage("verify"):
+        with stages.stage("verify", total=len(subject.data.batches)) as advance:
+            change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales, advance)
+        with stages.stage("time"):
             view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
             metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
             speeds = time_both(subject, plan, rewritten, settings, ranks)
-            verification = verify(subject, plan, rewritten, view, statistics, metrics, speeds)
-            if carried.recovered is None:
-                verification = replace(verification, held_out_change=carried.joint.held_out)
-            else:
-                used = f"{subject.data.description} (the ones used for fitting and recovery)"
-                verification = replace(verification, data=used)
+            verification = verify(subject, plan, rewritten, view, change, metrics, speeds)
+            verification = _tell_data(verification, subject, carried)
     return Result(
         plan=plan,
         skipped=list_skipped(
@@ -227,6 +227,13 @@ def optimize(
         promise=promise,
         clocked=carried.stepping.clocked,
     )
+
+
+def _tell_data(verification: Verification, subject: Subject, carried: Carried) -> Verification:
+    """What was measured on the examples held out, where the model was not trained on all of them afterwards."""
+    if carried.recovered is None:
+        return replace(verification, held_out_change=carried.joint.held_out)
+    return replace(verification, data=f"{subject.data.description} (the ones used for fitting and recovery)")
 
 
 def _needs_graph(passes: Sequence[AnyPass]) -> bool:

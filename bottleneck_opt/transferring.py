@@ -49,6 +49,7 @@ from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_joint_notes, list_notes
 from bottleneck_opt.timing import Timing
+from bottleneck_opt.verification import measure_change
 from bottleneck_opt.verifying import measure_metric, time_both, verify
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
@@ -124,11 +125,13 @@ def apply(
         fitted = _fit(course, whole, setting)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, fitted.plan, fitted.refitted.weights, fitted.joint.weights)
-        with stages.stage("verify"):
+        with stages.stage("verify", total=len(subject.data.batches)) as advance:
+            change = measure_change(subject.working, rewritten.working, subject.data, fitted.statistics.scales, advance)
+        with stages.stage("time"):
             view = view_rewritten(subject.traced, fitted.plan, rewritten.model, rewritten.working)
             metrics = measure_metric(subject, rewritten, evaluate)
             speeds = time_both(subject, fitted.plan, rewritten, [Timing()], ALONE)
-            verification = verify(subject, fitted.plan, rewritten, view, fitted.statistics, metrics, speeds)
+            verification = verify(subject, fitted.plan, rewritten, view, change, metrics, speeds)
     recorded, choice = rewritten.traced.cost, fitted.choice
     verification = replace(verification, held_out_change=fitted.joint.held_out)
     if not setting.known:

@@ -15,6 +15,7 @@ from bottleneck_opt.calibration_data import CalibrationData, place_batch
 from bottleneck_opt.errors import InputError, RewriteError
 from bottleneck_opt.inputs import batch_size
 from bottleneck_opt.plan import Plan
+from bottleneck_opt.progress import Advance
 from bottleneck_opt.statistics import OutputScale
 
 
@@ -36,14 +37,16 @@ class OutputChange:
 
 
 def measure_change(
-    before: nn.Module, after: nn.Module, data: CalibrationData, scales: Sequence[OutputScale]
-) -> OutputChange:
+    before: nn.Module, after: nn.Module, data: CalibrationData, scales: Sequence[OutputScale],
+    advance: Advance = lambda: None,
+) -> OutputChange:  # fmt: skip
     """Run both models on the data and compare their outputs.
 
     Args:
         before, after: Working copies in eval mode.
         data: What to run on.
         scales: Spread of each output tensor, from calibration.
+        advance: Called after each batch.
 
     Raises:
         InputError: The original's output has not one finite value.
@@ -66,6 +69,7 @@ def measure_change(
         if classifies:
             kl += _divergence(expected[0], got[0])
             agreed += int((expected[0].argmax(1) == got[0].argmax(1)).sum())
+        advance()
     relative = squared / examples if any(scale.weight for scale in scales) else None
     if not classifies:
         return OutputChange(relative, None, None)

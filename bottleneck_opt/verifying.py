@@ -12,11 +12,10 @@ from bottleneck_opt.graph_view import GraphView
 from bottleneck_opt.latency import compare_layers, compare_speed
 from bottleneck_opt.outcome import Speed, Verification
 from bottleneck_opt.plan import Plan
-from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.summary import list_checks
 from bottleneck_opt.timing import Timing
-from bottleneck_opt.verification import measure_change
+from bottleneck_opt.verification import OutputChange
 from bottleneck_opt.working_copy import copy_model, model_device, working_inputs
 
 Metrics = tuple[float | None, float | None]
@@ -31,21 +30,20 @@ def measure_metric(subject: Subject, rewritten: Rewritten, evaluate: Evaluate | 
 
 
 def verify(
-    subject: Subject, plan: Plan, rewritten: Rewritten, view: GraphView, statistics: Statistics, metrics: Metrics,
+    subject: Subject, plan: Plan, rewritten: Rewritten, view: GraphView, change: OutputChange, metrics: Metrics,
     speeds: Sequence[Speed],
 ) -> Verification:  # fmt: skip
-    """Compare the outputs of the model before and after, and put all measurements together.
+    """All that was measured of the model before and after.
 
     Args:
         subject: The original and the data.
         plan: What was replaced.
         rewritten: The model after.
         view: Its recorded graph.
-        statistics: They know the spread of the output.
+        change: Of its outputs.
         metrics: The caller's metric before and after, where it was measured.
         speeds: Times of both models, one or more.
     """
-    change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales)
     return Verification(
         data=f"{subject.data.description} (the ones used for fitting)",
         examples=subject.data.examples,

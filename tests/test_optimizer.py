@@ -552,6 +552,7 @@ def test_the_plan_is_frozen_and_survives_json() -> None:
 
 STAGES = [
     "trace", "calibrate", "propose", "allocate", "narrow", "allocate again", "fit", "refit", "rewrite", "verify",
+    "time",
 ]  # fmt: skip
 
 

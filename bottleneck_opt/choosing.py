@@ -42,6 +42,7 @@ class Wish:
         pacer: Says how long layers take, where time is limited.
         whole: Nanoseconds of the whole model, where time is limited.
         slower: What is not to be chosen because it is no faster.
+        hold: Drop the same channels as in the last choice from the same offers, and share out the rest.
     """
 
     passes: tuple[AnyPass, ...]
@@ -51,6 +52,7 @@ class Wish:
     pacer: Pacer | None = None
     whole: int = 0
     slower: tuple[SlowOption, ...] = ()
+    hold: bool = False
 
     def total(self, cost: Cost) -> Cost:
         """The whole model's cost with its time, where that is limited."""
@@ -133,6 +135,7 @@ class Offers:
         total: Cost of the whole model as it is.
         reason: What keeps the rest of the model from being rewritten.
         narrowed: The options of the sites that the last choice from these offers made narrower.
+        last: The last choice from these offers that drops channels, with what it left.
     """
 
     proposals: tuple[Proposal, ...]
@@ -141,6 +144,7 @@ class Offers:
     total: Cost
     reason: str
     narrowed: Narrowed = field(default_factory=dict, compare=False)
+    last: list[tuple[Allocation, Dropped]] = field(default_factory=list, compare=False)
 
     def find_smallest(self, limits: Mapping[str, int]) -> Cost:
         """The least that can be reached of some limits; a choice within them where they can be."""
@@ -214,6 +218,8 @@ def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALON
     Raises:
         BudgetError, PassError: As :func:`allocate` and :func:`propose`.
     """
+    if wish.hold and offers.last:
+        return _share_out_rest(offers, *offers.last[0], wish, stages)
     offers = replace(offers, proposals=tuple(leave_out(offers.proposals, wish.slower)))
     with stages.stage("allocate"):
         first = allocate(
@@ -221,8 +227,16 @@ def choose_among(offers: Offers, wish: Wish, stages: Stages, ranks: Ranks = ALON
             joints=offers.joints, shares=offers.shares,
         )  # fmt: skip
     if not first.kept:
+        offers.last.clear()
         return Choice(offers.proposals, first, ())
     dropped = _drop(offers, first, wish, stages, ranks)
+    offers.last[:] = [(first, dropped)]
+    return _share_out_rest(offers, first, dropped, wish, stages)
+
+
+def _share_out_rest(offers: Offers, first: Allocation, dropped: Dropped, wish: Wish, stages: Stages) -> Choice:
+    """The best choice among the narrower layers."""
+    dropped = dropped.reprice(offers.proposals, offers.total)
     left = tuple(leave_out(dropped.proposals, wish.slower))
     with stages.stage("allocate again"):
         second = allocate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bottleneck_opt.allocation import Allocation
 from bottleneck_opt.graph import Cost
@@ -36,6 +36,16 @@ class Dropped:
         """Predicted loss of dropping."""
         return sum(selection.predicted_loss for selection in self.selections)
 
+    def reprice(self, whole: Sequence[Proposal], total: Cost) -> Dropped:
+        """The same with times as they are known now.
+
+        Args:
+            whole: The proposals of the whole sites, with times as they are known now.
+            total: Cost of the whole model as it is.
+        """
+        proposals = tuple(map(reprice, self.proposals))
+        return replace(self, proposals=proposals, cost=total - _count_saved(whole, proposals, self.selections))
+
 
 def drop_channels(
     proposals: Sequence[Proposal], joints: Sequence[Joint], allocation: Allocation, total: Cost,
@@ -65,11 +75,17 @@ def drop_channels(
     found = {key: known[key] for key in wanted if key in known} | dict(zip(missing, fresh, strict=True))
     known.clear()
     known.update(found)
-    answers = {proposal.site.path: reprice(proposal) for proposal in found.values()}
-    whole = {proposal.site.path: proposal.site.cost for proposal in proposals}
-    saved = sum((whole[path] - answer.site.cost for path, answer in answers.items()), Cost())
-    saved += sum((selection.saved for selection in selections), Cost())
-    return Dropped(tuple(answers.get(p.site.path, p) for p in proposals), total - saved, selections)
+    answers = {proposal.site.path: proposal for proposal in map(reprice, found.values())}
+    left = tuple(answers.get(each.site.path, each) for each in proposals)
+    return Dropped(left, total - _count_saved(proposals, left, selections), selections)
+
+
+def _count_saved(whole: Sequence[Proposal], left: Sequence[Proposal], selections: Sequence[Selection]) -> Cost:
+    """What the narrower sites, and what is between them, cost less."""
+    before = {proposal.site.path: proposal.site.cost for proposal in whole}
+    narrower = [each.site for each in left if each.site.whole is not None]
+    saved = sum((before[site.path] - site.cost for site in narrower), Cost())
+    return saved + sum((selection.saved for selection in selections), Cost())
 
 
 def _narrow(site: Site, inputs: Sequence[int] | None, outputs: Sequence[int] | None) -> Site:

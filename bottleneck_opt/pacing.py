@@ -25,6 +25,7 @@ from bottleneck_opt.timing.pace import Pace
 
 MOST_MODELS = 8
 CLOSE = 0.03
+NEAR = 0.2  # within this much of the limit, the same channels stay dropped while the rest is corrected
 ROUNDS, PATIENT_ROUNDS = 16, 8
 _SAFETY = 0.005
 Choose = Callable[[Wish, Offers], Stepping]
@@ -156,7 +157,8 @@ def _choose_within(
         looks.append(look)
         if limit * (1 - CLOSE) <= look.measured <= limit or not stepping.choice.changed:
             break
-        wish = replace(wish, slower=milder.slower)
+        near = abs(look.measured - limit) <= NEAR * limit
+        wish = replace(wish, slower=milder.slower, hold=near)
         clock.times.learn()
         offers = reprice_all(offers)
         aim = _correct(aim, look, limit=limit, total=total)

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ import bottleneck_opt as bo
 from bottleneck_opt.errors import BottleneckOptError
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.latency import compare_speed
+from bottleneck_opt.outcome import Speed
 from bottleneck_opt.recipe import Recipe
 from tests.benchmarks.accuracy.problem import Problem, pose
 from tests.benchmarks.accuracy.pruning import prune
@@ -34,6 +36,8 @@ BUDGET, HALF = 0.7, 0.5
 HALVED = ("dncnn", "vgg")
 FOR_TIME = Recipe(refit=False, joint=0, rounds=0)
 BISECTIONS = 7
+PRUNED, LARGER = "torch-pruning", "torch-pruning, next larger"
+Pruned = tuple[nn.Module, Speed]
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def list_work(networks: Sequence[str]) -> Iterator[tuple[tuple[str, str, str, fl
     """Every row's key with what makes it."""
     for network in networks:
         if network in HALVED:
-            for method, work in (("ours", halve), ("torch-pruning", halve_by_pruning)):
+            for method, work in (("ours", halve), (PRUNED, halve_by_pruning), (LARGER, prune_less)):
                 yield (network, method, describe(SETTINGS[:1]), HALF), lambda n=network, w=work: w(n)  # type: ignore[misc]
         for settings in (*((each,) for each in SETTINGS), SETTINGS):
             yield (
@@ -172,22 +176,39 @@ def with_metric(row: Row, problem: Problem, model: nn.Module) -> Row:
 
 def halve_by_pruning(network: str) -> Row:
     """The largest pruned network that takes no more than half the time."""
-    problem, setting = pose(network, 0, 0), SETTINGS[0]
-    low, high, best = 0.02, 1.0, None
+    return measure_pruned(network, PRUNED, find_pruned(network)[0])
+
+
+def prune_less(network: str) -> Row:
+    """The next larger one: between the two, the processor's vectors leave nothing."""
+    return measure_pruned(network, LARGER, find_pruned(network)[1])
+
+
+@lru_cache(maxsize=1)
+def find_pruned(network: str) -> tuple[Pruned | None, Pruned | None]:
+    """The pruned networks just below and just above half the time, by bisection."""
+    problem, low, high = pose(network, 0, 0), 0.02, 1.0
+    below: Pruned | None = None
+    above: Pruned | None = None
     for _ in range(BISECTIONS):
         budget = (low + high) / 2
         model = prune(problem, "hessian", budget, everywhere=False).eval()
         speed = compare_speed(
-            problem.original.eval(), model, Inputs((problem.example,)), device=torch.device("cpu"), timing=setting
+            problem.original.eval(), model, Inputs((problem.example,)), device=torch.device("cpu"), timing=SETTINGS[0]
         )  # fmt: skip
         if speed.after <= HALF * speed.before:
-            low, best = budget, (model, speed)
+            low, below = budget, (model, speed)
         else:
-            high = budget
-    empty = Row(network, "torch-pruning", describe([setting]), HALF)
-    if best is None:
+            high, above = budget, (model, speed)
+    return below, above
+
+
+def measure_pruned(network: str, method: str, pruned: Pruned | None) -> Row:
+    """The row of a pruned network."""
+    problem, empty = pose(network, 0, 0), Row(network, method, describe(SETTINGS[:1]), HALF)
+    if pruned is None:
         return Row(*empty.key, failure="no pruned network is as fast")
-    model, speed = best
+    model, speed = pruned
     macs = bo.trace(model, problem.example).cost.macs / bo.trace(problem.original, problem.example).cost.macs
     row = Row(*empty.key, macs, speed.before, float("nan"), speed.after)
     return with_metric(row, problem, model)

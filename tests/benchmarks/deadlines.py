@@ -67,6 +67,11 @@ class Row:
     failure: str = ""
 
     @property
+    def times(self) -> tuple[float, float, float]:
+        """Milliseconds before, after, expected."""
+        return self.before, self.after, self.expected
+
+    @property
     def key(self) -> tuple[str, str, str, float]:
         """What tells it from others."""
         return self.network, self.method, self.settings, self.budget
@@ -237,7 +242,8 @@ def tell(row: Row) -> str:
     """Milliseconds before, after and expected, and the share of multiply-adds that is left."""
     if row.failure:
         return row.failure
-    return f"{row.before:.3g} to {row.after:.3g} ({row.expected:.3g}), {row.macs:.2f}"
+    before, after, expected = (f"{each:.0f}" if each >= 100 else f"{each:.3g}" for each in row.times)
+    return f"{before} to {after} ({expected}), {row.macs:.2f}"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from bottleneck_opt.timing.records import Records
 from bottleneck_opt.timing.setting import Timing
 from bottleneck_opt.timing.targets import Place, name_version, prepare_layers
 
-LAYER = Patience(least=3, most=15, seconds=0.05)
-CHAIN = Patience(least=5, most=25, seconds=0.2)
+LAYER = Patience(least=2, most=15, seconds=0.05)
+CHAIN = Patience(least=3, most=25, seconds=0.2)
 _FINEST = 4
 Shapes = Sequence[Sequence[int]]
 Chain = tuple[LayerSpec, ...]

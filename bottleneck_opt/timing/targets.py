@@ -101,7 +101,8 @@ def prepare_layers(layers: Sequence[LayerSpec], shape: Sequence[int], place: Pla
 
     What ``torch.compile`` makes of a single layer calls the same kernels as eager PyTorch, so it is timed as that.
     """
-    given = torch.randn(*shape, dtype=torch.float32, device="cpu")
+    one = torch.randn(1, *shape[1:], dtype=torch.float32, device="cpu")
+    given = one.repeat(shape[0], *(1 for _ in shape[1:]))  # random numbers for many large examples would take seconds
     if timing.target == "onnxruntime":
         with limited_threads(timing.threads):
             run = start_session(to_onnx_chain(layers, shape), name="a layer", advice="Time target=eager.")

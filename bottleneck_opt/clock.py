@@ -79,15 +79,14 @@ class Clock:
     def _find_worst(self, site: Site, priced: Priced) -> tuple[float, float] | None:
         """Milliseconds of layer and replacement in the setting where that gains least; None where it is faster."""
         compared = [
-            self.times.compare((site.layer,), priced.option.layers, self._stretch(site, timing), timing)
+            self.times.compare((site.layer,), priced.option.layers, self._fit_shapes(site, timing), timing)
             for timing in self.timings
         ]
         before, after = max(compared, key=lambda each: each[1] / each[0])
         return None if after <= (1 - MARGIN) * before else (before / 1e6, after / 1e6)
 
-    def _stretch(self, site: Site, timing: Timing) -> list[tuple[int, ...]]:
-        factor = 1 if timing.batch is None else timing.batch // batch_size(self.subject.example)
-        return [(shape[0] * factor, *shape[1:]) for shape in site.input_shapes]
+    def _fit_shapes(self, site: Site, timing: Timing) -> list[tuple[int, ...]]:
+        return timing.fit_shapes(site.input_shapes, batch_size(self.subject.example))
 
     def time_original(self, budget: Budget) -> Pace:
         """What a nanosecond counts in each setting, from the original's times."""
@@ -148,15 +147,8 @@ def _describe_structure(plan: Plan) -> tuple[object, ...]:
 
 
 def _build(original: nn.Module, plan: Plan, device: torch.device) -> nn.Module:
-    """The model of a plan with weights of no meaning, but not zero: a processor that multiplies zeros runs faster."""
-    model = rewrite_structure(original, plan)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for path in [path for step in plan.steps for path in step.layer_paths]:
-            weight = model.get_submodule(path).get_parameter("weight")
-            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
-            weight.copy_(noise / max(weight[0].numel(), 1) ** 0.5)
-    return model.to(device).eval()
+    """The model of a plan with weights of no meaning."""
+    return rewrite_structure(original, plan).to(device).eval()
 
 
 def _describe(site: Site, priced: Priced, times: tuple[float, float]) -> tuple[SlowOption, LeftOut]:

@@ -60,12 +60,7 @@ class Pace:
         return round(self.join(self._predict(layers, shapes)))
 
     def _predict(self, layers: Sequence[LayerSpec], shapes: Shapes) -> list[int]:
-        return [self.times.predict(layers, self.stretch(shapes, timing), timing) for timing in self.timings]
-
-    def stretch(self, shapes: Shapes, timing: Timing) -> list[tuple[int, ...]]:
-        """The shapes with as many examples as a setting asks for."""
-        factor = 1 if timing.batch is None else timing.batch // self.batch
-        return [(shape[0] * factor, *shape[1:]) for shape in shapes]
+        return [self.times.predict(layers, timing.fit_shapes(shapes, self.batch), timing) for timing in self.timings]
 
     def likes(self, channels: int) -> bool:
         """Whether a width wastes nothing of the processor's vectors: a smaller one than the next would be as slow."""

@@ -45,6 +45,16 @@ class Timing:
                 "Write for instance timing='target=eager'."
             )
 
+    def fit_shapes(self, shapes: Sequence[Sequence[int]], examples: int) -> list[tuple[int, ...]]:
+        """Shapes recorded with so many examples, with as many as this setting has.
+
+        Example:
+            >>> Timing(batch=32).fit_shapes([(2, 3, 8, 8)], 2)
+            [(32, 3, 8, 8)]
+        """
+        factor = 1 if self.batch is None else self.batch // examples
+        return [(shape[0] * factor, *shape[1:]) for shape in shapes]
+
     def describe(self) -> str:
         """The setting in words."""
         batch = "the example's batch" if self.batch is None else f"batch {self.batch}"

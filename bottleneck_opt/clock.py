@@ -20,7 +20,7 @@ from bottleneck_opt.outcome import LeftOut
 from bottleneck_opt.plan import SHARED, Plan
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.proposing import Priced
-from bottleneck_opt.rewriting import rewrite_structure
+from bottleneck_opt.rewriting import rewrite_for_timing
 from bottleneck_opt.sites import Site
 from bottleneck_opt.slower import SlowOption
 from bottleneck_opt.subject import Subject
@@ -119,7 +119,7 @@ class Clock:
             return known[0], known[1]
         device = model_device(self.subject.working)
         before = copy_model(self.subject.original).to(device).eval()
-        after = before if plan is None else _build(self.subject.original, plan, device)
+        after = before if plan is None else rewrite_for_timing(before, plan).eval()
         speed = compare_speed(
             before, after, working_inputs(self.subject.example, before, device), device=device, timing=timing
         )  # fmt: skip
@@ -144,11 +144,6 @@ def _describe_structure(plan: Plan) -> tuple[object, ...]:
     steps = [(step.path, step.layers) for step in plan.steps]
     dropped = [(each.producer, each.consumer, len(each.kept)) for each in plan.selections]
     return steps, dropped, [(each.path, each.members, each.layer) for each in plan.sharings]
-
-
-def _build(original: nn.Module, plan: Plan, device: torch.device) -> nn.Module:
-    """The model of a plan with weights of no meaning."""
-    return rewrite_structure(original, plan).to(device).eval()
 
 
 def _describe(site: Site, priced: Priced, times: tuple[float, float]) -> tuple[SlowOption, LeftOut]:

@@ -14,7 +14,7 @@ from bottleneck_opt.factored import Factored
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.layers import LayerSpec, describe_layer
 from bottleneck_opt.plan import Step
-from bottleneck_opt.rewriting import rewrite_graph, rewrite_model, rewrite_structure
+from bottleneck_opt.rewriting import rewrite_for_timing, rewrite_graph, rewrite_model, rewrite_structure
 from bottleneck_opt.sites import Weights
 from bottleneck_opt.tracing import build_graph_module, trace
 from tests.networks import ActsOnType, Hidden, ReadsLayer, Repeated, Residual, classifier, conv, measured, noise, seeded
@@ -298,6 +298,24 @@ def test_the_bare_structure_is_that_of_the_plan() -> None:
     made = rewrite_structure(net, plan)
     assert made.get_parameter("stem.reduce.weight").shape == (2, 3, 1, 1)
     assert made.get_parameter("head.expand.weight").shape == (5, 3)
+
+
+def test_what_is_timed_has_the_structure_of_the_plan_and_no_zeros() -> None:
+    net = seeded(Residual)
+    plan = make_plan(net, {"stem": 2, "head": 3})
+    made, again = rewrite_for_timing(net, plan), rewrite_for_timing(net, plan)
+    for path, shape in (("stem.reduce.weight", (2, 3, 1, 1)), ("head.expand.weight", (5, 3))):
+        weight = made.get_parameter(path)
+        assert weight.shape == shape
+        assert bool((weight != 0).all())
+        assert torch.equal(weight, again.get_parameter(path))
+
+
+def test_signals_keep_their_size_in_what_is_timed() -> None:
+    net = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))).double().eval()
+    plan = make_plan(net, {"0": 32, "1": 32, "2": 32})
+    x = torch.randn(4, 64, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    assert 0.5 < float(rewrite_for_timing(net, plan)(x).detach().std()) < 2.0
 
 
 def test_a_plan_for_a_missing_layer_is_refused() -> None:

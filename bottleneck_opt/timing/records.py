@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-FORMAT = 1
+FORMAT = 2  # one more whenever the same thing would be timed in another way
 FOLDER_VARIABLE = "BOTTLENECK_OPT_CACHE"
 _MAKE = "CREATE TABLE IF NOT EXISTS times (what TEXT PRIMARY KEY, nanoseconds INTEGER NOT NULL) WITHOUT ROWID"
 _READ = "SELECT nanoseconds FROM times WHERE what = ?"

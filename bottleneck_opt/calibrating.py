@@ -205,4 +205,4 @@ def read_statistics(given: Statistics | str | Path, subject: Subject) -> Statist
                 "expected all layers that may be rewritten. Calibrate again, or leave the layer out with exclude=."
             )
     kept = {path: statistics.layers[path] for path in subject.candidates.layers}
-    return Statistics(kept, statistics.examples, statistics.scales, origin)
+    return replace(statistics, layers=kept)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData, cut_batch, largest_value, place_batch
+from bottleneck_opt.differentiating import differentiate
 from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size, find_tensors
@@ -26,6 +27,7 @@ from bottleneck_opt.kernels import by_offset, to_plain
 from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.progress import Advance
 from bottleneck_opt.sampling import OUTER_LIMIT, Sampling, choose_probes
+from bottleneck_opt.sources import one_line
 from bottleneck_opt.spilling import Storage
 from bottleneck_opt.statistics import LayerStatistics, OutputScale, Statistics
 from bottleneck_opt.sums import LayerSums, MomentSums, OutputSums, OutputValues
@@ -70,10 +72,10 @@ def collect_statistics(
     if not layers:
         return Statistics({}, data.examples, scales)
     with _hooks(modules, {path: each.tap for path, each in sums.items()}), torch.enable_grad():
-        walk.backward(scales)
+        undifferentiable = walk.backward(scales)
     layers_found = {path: each.finish() for path, each in sums.items()}
     _check_finite(layers_found, data)
-    return Statistics(layers_found, data.examples, scales)
+    return Statistics(layers_found, data.examples, scales, undifferentiable=undifferentiable)
 
 
 def _find_telling(working: nn.Module, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:
@@ -166,26 +168,40 @@ class _Walk:
                 spread.add(values)
         return tuple(spread.scale(len(spreads)) for spread in spreads)
 
-    def backward(self, scales: Sequence[OutputScale]) -> None:
-        """Feel what the output makes of a change at the layers, a few examples at a time."""
-        device = _home(self.working)[0]
+    def backward(self, scales: Sequence[OutputScale]) -> str:
+        """Feel what the output makes of a change at the layers, a few examples at a time.
+
+        Returns:
+            Why nothing was felt; empty where it was.
+        """
         most = self._choose_most()
 
-        def feel(batch: Inputs, first: int, what: str) -> None:
-            example = first
-            for part in (cut_batch(batch, most) if most else None) or [batch]:
-                anchor = torch.zeros((), requires_grad=True, device=device)
-                for each in self.sums:
-                    each.start_gradients(anchor, example)
-                self._probe(part, anchor, scales, example)
-                example += batch_size(part)
+        def feel(batch: Inputs, first: int, what: str) -> str:
+            try:
+                differentiate(lambda: self._feel(batch, scales, first, most))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # the user's model raises what it likes
+                return f"{type(error).__name__}: {one_line(error, width=200)}"
             for each in self.sums:
                 each.end_gradients()
+            return ""
 
-        for _ in self._rounds(feel):
-            pass
+        return next(filter(None, list(self._rounds(feel))), "")
 
-    def _probe(self, batch: Inputs, anchor: Tensor, scales: Sequence[OutputScale], example: int) -> None:
+    def _feel(self, batch: Inputs, scales: Sequence[OutputScale], first: int, most: int | None) -> None:
+        """What the output makes of a change at the layers over one batch, and nothing of earlier attempts."""
+        example = first
+        for each in self.sums:
+            each.forget_gradients()
+        for part in (cut_batch(batch, most) if most else None) or [batch]:
+            self._probe(part, scales, example)
+            example += batch_size(part)
+
+    def _probe(self, batch: Inputs, scales: Sequence[OutputScale], example: int) -> None:
+        anchor = torch.zeros((), requires_grad=True, device=_home(self.working)[0])
+        for each in self.sums:
+            each.start_gradients(anchor, example)
         leaves = float_leaves(batch.call(self.working))
         pairs = [(leaf, scale) for leaf, scale in zip(leaves, scales, strict=False) if leaf.requires_grad]
         generator = self.sampling.generator("probe", example)

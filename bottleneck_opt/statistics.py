@@ -25,6 +25,7 @@ class Statistics:
         examples: Examples seen.
         scales: One for each floating tensor of the output, in order.
         origin: Of which model and which data they are; None where they never leave the run that took them.
+        undifferentiable: Why no gradient reached any layer: what the model raised; empty where it raised nothing.
 
     Example:
         >>> import tempfile, torch, bottleneck_opt as bo
@@ -40,13 +41,14 @@ class Statistics:
     examples: int
     scales: tuple[OutputScale, ...]
     origin: Origin | None = None
+    undifferentiable: str = ""
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both data sets, which must have been collected with the same scales."""
         if self.layers.keys() != other.layers.keys() or self.scales != other.scales:
             raise ValueError("only statistics of the same layers and output scales can be merged")
         layers = {path: mine.merge(other.layers[path]) for path, mine in self.layers.items()}
-        return Statistics(layers, self.examples + other.examples, self.scales)
+        return replace(self, layers=layers, examples=self.examples + other.examples, origin=None)
 
     def without_curvature(self) -> Statistics:
         """The same as if no gradient had reached any layer: errors then count alike in all output channels."""
@@ -63,7 +65,7 @@ class Statistics:
         if self.origin is None:
             raise ValueError("statistics without an origin could never be checked: save what calibrate() returned")
         target = as_path(path, "statistics")
-        write_record(target, Record(dict(self.layers), self.examples, self.scales, self.origin))
+        write_record(target, Record(dict(self.layers), self.examples, self.scales, self.origin, self.undifferentiable))
         return target
 
     @classmethod
@@ -74,7 +76,7 @@ class Statistics:
             FileError: The file is missing, truncated, changed, or not of this format.
         """
         record = read_record(as_path(path, "statistics"))
-        return cls(record.layers, record.examples, record.scales, record.origin)
+        return cls(record.layers, record.examples, record.scales, record.origin, record.undifferentiable)
 
 
 def unit_statistics(layers: Mapping[str, LayerSpec]) -> Statistics:

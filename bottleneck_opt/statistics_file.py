@@ -57,6 +57,7 @@ class Record:
     examples: int
     scales: tuple[OutputScale, ...]
     origin: Origin
+    undifferentiable: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class _Header:
     scales: tuple[OutputScale, ...]
     layers: dict[str, _Layer]
     sha256: str
+    undifferentiable: str = ""
     format: int = FORMAT
 
 
@@ -93,7 +95,9 @@ def write_record(path: Path, record: Record) -> None:
     """Write the file, whole or not at all. Raises FileError when it cannot be written."""
     tensors = {name: tensor for path, layer in record.layers.items() for name, tensor in _list_tensors(path, layer)}
     layers = {path: _describe(layer) for path, layer in record.layers.items()}
-    header = _Header(record.origin, record.examples, record.scales, layers, _hash(tensors))
+    header = _Header(
+        record.origin, record.examples, record.scales, layers, _hash(tensors), record.undifferentiable
+    )  # fmt: skip
     text = _encode_header(tensors, json.dumps(asdict(header), sort_keys=True, allow_nan=False))
     with file_written_whole(path) as file:
         file.write(len(text).to_bytes(8, "little"))
@@ -164,7 +168,7 @@ def read_record(path: Path) -> Record:
     if _hash(tensors) != header.sha256:
         raise FileError(f"{path}: its sums were changed after saving. {_AGAIN}")
     layers = {name: _build(name, layer, tensors) for name, layer in header.layers.items()}
-    return Record(layers, header.examples, header.scales, header.origin)
+    return Record(layers, header.examples, header.scales, header.origin, header.undifferentiable)
 
 
 def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:

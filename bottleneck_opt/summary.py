@@ -113,6 +113,8 @@ def list_data_notes(subject: Subject, statistics: Statistics) -> list[str]:
     origin = statistics.origin
     if origin is not None:
         notes.append(f"fitted with statistics= taken earlier of {origin.data}, seed {origin.seed}")
+    if statistics.undifferentiable:
+        notes.append(f"the model could not be differentiated: {statistics.undifferentiable}")
     if lacks_data(subject, statistics):
         notes.append(
             "no calibration= was given beside statistics=: no layer was refitted to the original's outputs, and the "

@@ -181,7 +181,7 @@ class LayerSums:
         wide = layer.offsets * layer.in_channels if inputs.has_outer else 1
         self._width = max(wide, layer.out_channels)
         self._curvature = torch.zeros(layer.out_channels, layer.out_channels, dtype=torch.float64, device="cpu")
-        self._probes = 0
+        self._probes = self._probed = 0
         self._generator = torch.Generator()
         self._anchor = torch.zeros((), device="cpu")
         self._felt = False
@@ -220,7 +220,7 @@ class LayerSums:
 
     def end_probe(self, examples: int) -> None:
         """Count the probe's examples if its gradient arrived at any call of the layer."""
-        self._probes += examples if self._felt else 0
+        self._probed += examples if self._felt else 0
         self._felt = False
 
     def tap(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
@@ -240,8 +240,14 @@ class LayerSums:
         _add_products(self._products, pixels, scale=available / max(len(positions), 1))
         self._felt = True
 
+    def forget_gradients(self) -> None:
+        """Leave out what was felt since the last batch ended."""
+        self._products, self._felt, self._probed = None, False, 0
+
     def end_gradients(self) -> None:
         """Count what was felt in this batch."""
+        self._probes += self._probed
+        self._probed = 0
         if self._products is not None:
             _mirror(self._products)
             self._take(_Gradient(self._products))

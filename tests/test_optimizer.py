@@ -27,6 +27,7 @@ from bottleneck_opt import (
     PatternError,
     Plan,
     Result,
+    calibrate,
     optimize,
     to_graph_module,
 )
@@ -711,6 +712,50 @@ def test_parts_run_without_gradients_are_rewritten_all_the_same() -> None:
     result = run(seeded(lambda: Computes(frozen, a=conv(3, 16), b=conv(16, 16))), noise(1, 3, 8, 8), budget=0.5)
     assert result.budget_met
     assert any("no gradient reached a" in note for note in result.notes)
+
+
+def changes_in_place(net: Any, x: Tensor) -> Tensor:
+    """Runs, and cannot be differentiated as it is: what ReLU gave is needed for its derivative."""
+    y = net.a(x)
+    y[:, 4:].relu_()
+    y.add_(1)
+    return torch.as_tensor(net.b(y))
+
+
+def test_what_operations_in_place_do_to_derivatives_is_made_up_for() -> None:
+    net, x = seeded(lambda: Computes(changes_in_place, a=conv(3, 16), b=conv(16, 16))), noise(4, 3, 8, 8)
+
+    def without(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        return torch.as_tensor(net.b(torch.cat([y[:, :4], y[:, 4:].relu()], 1) + 1))
+
+    same = seeded(lambda: Computes(without, a=conv(3, 16), b=conv(16, 16)))
+    in_place, plain = (calibrate(each, x[:1], calibration=x, progress=False) for each in (net, same))
+    assert not in_place.undifferentiable
+    for path in ("a", "b"):
+        torch.testing.assert_close(in_place.layers[path].curvature, plain.layers[path].curvature)
+    result = run(net, x[:1], calibration=noise(16, 3, 8, 8), budget=0.5)
+    assert result.budget_met
+    assert not any("differentiated" in note for note in result.notes)
+
+
+def test_a_model_that_cannot_be_differentiated_is_rewritten_and_the_reason_told() -> None:
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            raise NotImplementedError("no derivative here")
+
+    def one_way(net: Any, x: Tensor) -> Tensor:
+        return torch.as_tensor(net.b(OneWay.apply(net.a(x))))  # type: ignore[no-untyped-call]
+
+    result = run(seeded(lambda: Computes(one_way, a=conv(3, 16), b=conv(16, 16))), noise(1, 3, 8, 8), budget=0.5)
+    assert result.budget_met
+    assert "the model could not be differentiated: NotImplementedError: no derivative here" in result.notes
+    assert any("no gradient reached any layer" in note for note in result.notes)
 
 
 def test_optimize_works_inside_inference_mode() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration import float_leaves
 from bottleneck_opt.calibration_data import CalibrationData, place_batch
+from bottleneck_opt.differentiating import differentiate
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.joint.vectors import Vector, parameters_of, to_matrix, write_matrix
 from bottleneck_opt.layers import LayerSpec
@@ -62,20 +64,35 @@ class Problem:
         """``J^T r``: how the sum of ``r`` times the outputs changes with the weights."""
         parameters = [parameter for module in self._modules.values() for parameter in parameters_of(module)]
         totals = [torch.zeros_like(each, dtype=torch.float64, device="cpu") for each in parameters]
-        remaining = iter(residual)
+        done = 0
         for each in parameters:
             each.requires_grad_(True)
         try:
             for batch in self._batches:
-                with torch.enable_grad():
-                    leaves = self._scaled(batch, self._model)
-                _add_slopes(totals, leaves, [next(remaining) for _ in leaves], parameters)
+                run = partial(self._find_slopes, batch, residual[done:], parameters)
+                outputs, slopes = differentiate(run)
+                done += outputs
+                for total, slope in zip(totals, slopes, strict=True):
+                    total.add_(slope.double().cpu())
         finally:
             for each in parameters:
                 each.requires_grad_(False)
         taken = iter(totals)
         parts = {path: [next(taken) for _ in parameters_of(module)] for path, module in self._modules.items()}
         return {path: to_matrix(self._layers[path], values) for path, values in parts.items()}
+
+    def _find_slopes(
+        self, batch: Inputs, pulls: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[int, list[Tensor]]:
+        """How many outputs a batch has, and how the sum of the first ``pulls`` times them changes with each weight."""
+        with torch.enable_grad():
+            leaves = self._scaled(batch, self._model)
+        felt = [(leaf, pull) for leaf, pull in zip(leaves, pulls, strict=False) if leaf.requires_grad]
+        if not felt:
+            return len(leaves), [torch.zeros_like(each) for each in parameters]
+        outputs, directions = zip(*felt, strict=True)
+        slopes = torch.autograd.grad(outputs, parameters, directions, allow_unused=True, materialize_grads=True)
+        return len(leaves), list(slopes)
 
     def weights(self) -> dict[str, Tensor]:
         """The layers' weights at hand."""
@@ -99,15 +116,3 @@ class Problem:
 def square(values: Sequence[Tensor]) -> float:
     """The sum of all squared entries."""
     return float(sum(float(each.double().square().sum()) for each in values))
-
-
-def _add_slopes(
-    totals: Sequence[Tensor], leaves: Sequence[Tensor], pulls: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> None:
-    felt = [(leaf, pull) for leaf, pull in zip(leaves, pulls, strict=True) if leaf.requires_grad]
-    if not felt:
-        return
-    slopes = torch.autograd.grad([leaf for leaf, _ in felt], parameters, [pull for _, pull in felt], allow_unused=True)
-    for total, slope in zip(totals, slopes, strict=True):
-        if slope is not None:
-            total.add_(slope.double().cpu())

@@ -15,7 +15,7 @@ from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.recovery import Recovery
 from bottleneck_opt.testing import rewrite_at_full_rank
 from tests.benchmarks.accuracy.composing import Mixture, compose, find_largest
-from tests.benchmarks.accuracy.latency import find_best, time_interleaved
+from tests.benchmarks.accuracy.latency import Timed, find_best, time_interleaved
 from tests.benchmarks.accuracy.methods import FACTORS, METHODS, find_method
 from tests.benchmarks.accuracy.problem import Problem
 from tests.benchmarks.accuracy.pruning import prune
@@ -165,12 +165,11 @@ def test_a_cell_has_mean_and_standard_error() -> None:
 
 
 def test_the_best_within_a_time_is_the_most_accurate_then_the_nearest() -> None:
-    rows = [replace(ROW, key=replace(ROW.key, budget=b), change=c) for b, c in ((0.25, 0.3), (0.5, 0.1), (0.75, 0.0))]
-    times = {("ours", 0.25): 0.4, ("ours", 0.5): 0.45, ("ours", 0.75): 0.8}
-    best = find_best(rows, times, ["ours"], 0.5)
-    assert best is not None
-    assert best.row.key.budget == 0.5
-    assert find_best(rows, times, ["ours"], 0.3) is None
+    times = [Timed("tiny", "ours", b, 1, 1.0, r, -0.5, c) for b, r, c in ((0.25, 0.4, 0.3), (0.5, 0.45, 0.1))]
+    larger = replace(times[0], budget=0.75, ratio=0.8, gain=0.0)
+    assert find_best([*times, larger], 0.5) is times[1]
+    assert find_best([*times, larger], 0.8) is larger
+    assert find_best(times, 0.3) is None
 
 
 def test_all_networks_are_timed(problem: Problem) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.accuracy.latency import BATCHES, Timed, compare, read_times, render_latency
-from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, FORMS, METHODS, OURS
+from tests.benchmarks.accuracy.latency import BATCHES, TIMED, Timed, compare, read_times, render_latency
+from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, METHODS, OURS
 from tests.benchmarks.accuracy.rows import Key, Row, matches, read_filter, read_rows, write_rows
 from tests.benchmarks.accuracy.running import (
     ABLATION_BUDGETS,
     BUDGETS,
     DRAWS,
-    TIMED,
     TRAININGS,
     list_keys,
     list_missing,
@@ -50,7 +49,7 @@ def main() -> None:
         write_rows(KEPT, found.values())
     measured = list(found.values())
     print_tables(measured)
-    print_latency(measured, read_times(options.out))
+    print_latency(read_times(options.out))
 
 
 def _read_options() -> argparse.Namespace:
@@ -87,9 +86,7 @@ def print_tables(rows: list[Row]) -> None:
         if not mine:
             continue
         print(f"\n{name}: {describe_original(mine, task.unit)}; change in {task.unit} (and of the output)\n")
-        named = dict.fromkeys(
-            [*OURS, *BASELINES, *(row.key.method for row in mine if row.key.method not in {*ABLATIONS, *FORMS})]
-        )
+        named = dict.fromkeys([*OURS, *BASELINES, *(row.key.method for row in mine if row.key.method not in ABLATIONS)])
         print("\n".join(render(mine, title="MACs", methods=list(named), budgets=BUDGETS)))
         print(f"\n{describe_macs(mine, BUDGETS)}")
         if any(row.key.method in ABLATIONS for row in mine):
@@ -98,11 +95,11 @@ def print_tables(rows: list[Row]) -> None:
             print("\n".join(render(mine, title="ingredients, MACs", methods=methods, budgets=ABLATION_BUDGETS)))
 
 
-def print_latency(rows: list[Row], times: list[Timed]) -> None:
+def print_latency(times: list[Timed]) -> None:
     """At equal measured time the most accurate network of each method."""
     for name in TASKS:
         for batch in BATCHES:
-            lines = render_latency(rows, times, name, batch)
+            lines = render_latency(times, name, batch)
             if lines:
                 print("\n" + "\n".join(lines))
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.benchmarks.accuracy.measuring import measure
-from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, FORMS, OURS
+from tests.benchmarks.accuracy.methods import ABLATIONS, BASELINES, OURS
 from tests.benchmarks.accuracy.rows import Key, append_row
 from tests.benchmarks.accuracy.tasks import TASKS
 
@@ -17,19 +17,17 @@ TRAININGS, DRAWS = range(3), range(3)
 BUDGETS = (0.75, 0.5, 0.33, 0.25, 0.15)
 ABLATED = ("dncnn", "vgg")
 ABLATION_BUDGETS = (0.5, 0.25)
-LATENCY_BUDGETS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
-TIMED = (*OURS, *BASELINES, *FORMS)
 
 
 def list_keys() -> list[Key]:
     """All rows of the accuracy tables, what belongs together in a row.
 
-    Ours is measured for every draw, what takes long (recovery) or hardly depends on the draw (weights alone) for one.
+    Ours is measured for every draw, what hardly depends on the draw (weights alone) for one.
     """
     seeds = list(itertools.product(TASKS, TRAININGS, DRAWS))
     firsts = [seed for seed in seeds if seed[2] == DRAWS[0]]
-    compared = [Key(*seed, "ours", budget) for seed in seeds for budget in BUDGETS]
-    once = [Key(*seed, method, budget) for seed in firsts for method in (*OURS, *BASELINES) for budget in BUDGETS]
+    compared = [Key(*seed, method, budget) for seed in seeds for method in OURS for budget in BUDGETS]
+    once = [Key(*seed, method, budget) for seed in firsts for method in BASELINES for budget in BUDGETS]
     ablated = [
         Key(*seed, method, budget)
         for seed in firsts
@@ -37,8 +35,7 @@ def list_keys() -> list[Key]:
         for method in ABLATIONS
         for budget in ABLATION_BUDGETS
     ]
-    timed = [Key(network, 0, 0, method, budget) for network in TASKS for method in TIMED for budget in LATENCY_BUDGETS]
-    return sorted(dict.fromkeys((*compared, *once, *ablated, *timed)), key=_group)
+    return sorted(dict.fromkeys((*compared, *once, *ablated)), key=_group)
 
 
 def list_missing(keys: Sequence[Key], done: Collection[Key]) -> list[Key]:

@@ -87,7 +87,7 @@ def _time(call: Call, device: torch.device, threads: int) -> float:
 
 def count_new_pages() -> int:
     """Pages of memory that the kernel has handed to this process so far; 0 where memory cannot be held on to."""
-    if _find_mallopt() is None:
+    if _find_libc() is None:
         return 0
     resource = importlib.import_module("resource")  # not on Windows
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
@@ -123,29 +123,31 @@ def limited_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def steady_memory() -> Iterator[None]:
-    """Keep glibc from giving big activations back to the kernel after every operation, which makes timings swing."""
-    mallopt = _find_mallopt()
-    if mallopt is None:
+    """Keep glibc from giving big activations back to the kernel after every operation, which makes timings swing.
+
+    Afterwards all that is free is given back, also what lies between what is still in use.
+    """
+    libc = _find_libc()
+    if libc is None:
         yield
         return
     m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # from glibc's malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, -1)  # nothing at all: the activations of a large batch are more than the largest number
-    mallopt(m_top_pad, 256 * 2**20)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, -1)  # never: a large batch's activations are more than the largest threshold
+    libc.mallopt(m_top_pad, 256 * 2**20)
     try:
         yield
     finally:
-        mallopt(m_mmap_max, 65536)  # glibc's defaults
-        mallopt(m_trim_threshold, 128 * 2**10)
-        mallopt(m_top_pad, 0)
+        libc.mallopt(m_mmap_max, 65536)  # glibc's defaults
+        libc.mallopt(m_trim_threshold, 128 * 2**10)
+        libc.mallopt(m_top_pad, 0)
+        libc.malloc_trim(0)
 
 
 @lru_cache(maxsize=1)
-def _find_mallopt() -> Callable[[int, int], int] | None:
+def _find_libc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
     if not sys.platform.startswith("linux"):
         return None
-    try:
-        function: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # a C library without it, such as musl
-        return None
-    return function
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

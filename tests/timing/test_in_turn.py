@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +45,10 @@ def test_what_always_takes_new_memory_is_timed_with_it(monkeypatch: pytest.Monke
     assert first == [2 * MOST_SPOILED, 2 * MOST_SPOILED + 2, 2 * MOST_SPOILED + 4]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told to hold on to memory")
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told to hold on to memory")
+
+
+@ON_LINUX
 @pytest.mark.parametrize("gigabytes", [0.25, 2.5])
 def test_memory_that_was_freed_is_not_asked_for_again(gigabytes: float) -> None:
     bytes_, touched = int(gigabytes * 2**30), 64 * 2**20
@@ -56,3 +61,20 @@ def test_memory_that_was_freed_is_not_asked_for_again(gigabytes: float) -> None:
     with steady_memory():
         taken = [allocate_and_free() for _ in range(8)]  # malloc may choose another place once or twice
     assert max(taken[4:]) < 64
+
+
+@ON_LINUX
+def test_memory_below_what_is_still_in_use_is_given_back_afterwards() -> None:
+    before = count_resident_megabytes()
+    with steady_memory():
+        big = torch.ones(2**28, dtype=torch.uint8)
+        above = torch.ones(2**20, dtype=torch.uint8)
+        del big
+        assert count_resident_megabytes() - before > 200
+    assert count_resident_megabytes() - before < 50
+    assert above.sum() > 0
+
+
+def count_resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * int(importlib.import_module("resource").getpagesize()) / 2**20

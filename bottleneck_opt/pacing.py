@@ -153,7 +153,10 @@ def _choose_within(
         left_out = (*left_out, *(each for each in found if each not in left_out))
         look = _time(clock, pace, stepping, make_plan, looks)
         if any(_same(look, other) for other in looks):
-            break
+            if not wish.hold:
+                break
+            wish = replace(wish, slower=milder.slower, hold=False)  # what is held leaves nothing else to choose
+            continue
         looks.append(look)
         if limit * (1 - CLOSE) <= look.measured <= limit or not stepping.choice.changed:
             break

@@ -172,7 +172,7 @@ class _Walk:
         """Feel what the output makes of a change at the layers, a few examples at a time.
 
         Returns:
-            Why nothing was felt; empty where it was.
+            Why a batch was not felt, the first of them; empty where all were.
         """
         most = self._choose_most()
 

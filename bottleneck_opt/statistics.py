@@ -25,7 +25,7 @@ class Statistics:
         examples: Examples seen.
         scales: One for each floating tensor of the output, in order.
         origin: Of which model and which data they are; None where they never leave the run that took them.
-        undifferentiable: Why no gradient reached any layer: what the model raised; empty where it raised nothing.
+        undifferentiable: What the model raised on the first batch that could not be differentiated; empty if all could.
 
     Example:
         >>> import tempfile, torch, bottleneck_opt as bo

@@ -59,12 +59,14 @@ def test_memory_that_was_freed_is_not_asked_for_again(gigabytes: float) -> None:
         return count_new_pages() - before
 
     with steady_memory():
-        taken = [allocate_and_free() for _ in range(8)]  # malloc may choose another place once or twice
-    assert max(taken[4:]) < 64
+        taken = [allocate_and_free() for _ in range(40)]  # malloc tries every gap in the heap before it settles
+    assert max(taken[-10:]) < 64
 
 
 @ON_LINUX
 def test_memory_below_what_is_still_in_use_is_given_back_afterwards() -> None:
+    with steady_memory():
+        pass  # what earlier tests left in the heap is given back too
     before = count_resident_megabytes()
     with steady_memory():
         big = torch.ones(2**28, dtype=torch.uint8)

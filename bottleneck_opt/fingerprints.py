@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.spilling import Spilled, Stored, open_matrix
+from bottleneck_opt.tensor_bytes import bytes_of
 from bottleneck_opt.version import __version__
 
 LENGTH = 32
@@ -171,14 +172,13 @@ class _Digest:
             return
         self._add("tensor", f"{value.dtype} {tuple(value.shape)}")
         plain = value.detach() if value.layout == torch.strided else value.detach().to_dense()
-        flat = plain.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        self._digest.update(flat.view(torch.uint8).numpy().data)
+        self._digest.update(bytes_of(plain.resolve_conj().resolve_neg()))
 
     def _add_rows(self, matrix: Tensor) -> None:
         """As for the tensor of these values, without reading all of it at once."""
         self._add("tensor", f"{matrix.dtype} {tuple(matrix.shape)}")
         for rows in matrix.split(_ROWS):
-            self._digest.update(rows.contiguous().view(torch.uint8).numpy().data)
+            self._digest.update(bytes_of(rows))
 
     def _add(self, what: str, text: str) -> None:
         content = text.encode("utf-8", errors="backslashreplace")

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import safetensors
 import safetensors.torch
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from bottleneck_opt.keeping import Form
 from bottleneck_opt.outcome import Correction
 from bottleneck_opt.refitting import Refitted
 from bottleneck_opt.sites import Weights
+from bottleneck_opt.tensor_bytes import bytes_of
 
 _KEY = "bottleneck_opt_weights"
 _FORMAT = 1
@@ -110,7 +110,7 @@ def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
     digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
 
 

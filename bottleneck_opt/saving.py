@@ -24,6 +24,7 @@ from bottleneck_opt.plan import Plan
 from bottleneck_opt.recorded_call import make_call
 from bottleneck_opt.report import render_html, report_json
 from bottleneck_opt.rewriting import choose_layout, is_channels_last, rewrite_structure
+from bottleneck_opt.tensor_bytes import bytes_of
 from bottleneck_opt.working_copy import unwrap_model
 
 FORMAT = 1
@@ -138,7 +139,7 @@ def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

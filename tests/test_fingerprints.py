@@ -141,3 +141,7 @@ def test_threads_are_part_of_the_surroundings() -> None:
         assert describe_surroundings(torch.device("cpu")) != before
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_single_value_has_a_fingerprint_whatever_its_stride() -> None:
+    assert fingerprint(torch.ones(5, 7)[0, :1].as_strided((1, 1), (7, 7))) == fingerprint(torch.ones(1, 1))

@@ -19,6 +19,7 @@ from bottleneck_opt.errors import FileError
 from bottleneck_opt.files import write_whole
 from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.recovery.weights import copy_tensors
+from bottleneck_opt.tensor_bytes import bytes_of
 
 FORMAT = 1
 _KEY = "bottleneck_opt"
@@ -232,4 +233,4 @@ def _fingerprint_data(data: CalibrationData) -> str:
 
 def _add_tensor(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(bytes_of(tensor))

@@ -43,9 +43,9 @@ class Inputs:
         return self.map(torch.clone)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """The same arguments with every tensor replaced by ``change(tensor)``."""
-        kwargs = {name: map_tensors(value, change) for name, value in self.kwargs.items()}
-        return Inputs(tuple(map_tensors(value, change) for value in self.args), kwargs)
+        """The same arguments with every tensor replaced by ``change(tensor)``, asked in the order of ``tensors()``."""
+        args = tuple(map_tensors(value, change) for value in self.args)
+        return Inputs(args, {name: map_tensors(value, change) for name, value in self.kwargs.items()})
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor in the arguments, in order."""

@@ -27,6 +27,7 @@ from bottleneck_opt.working_copy import undisturbed
 WARM_UP = 0.05
 SMALLEST_SIZE = 0.01
 LARGEST_GRADIENT = 1.0
+LARGEST_RATE, RATE_OF_ROOT = 0.004, 0.05
 
 
 def distil(
@@ -151,7 +152,7 @@ def _train(lesson: _Lesson, shown: Shown) -> Progress:
 def _make_adam(lesson: _Lesson) -> torch.optim.Adam:
     """Adam with a step size for each parameter: relative to the size of its values before training."""
     groups = [{"params": [each], "size": _typical_size(each)} for each in lesson.trained.values()]
-    return torch.optim.Adam(groups, lr=lesson.recovery.learning_rate)
+    return torch.optim.Adam(groups, lr=LARGEST_RATE)
 
 
 def _typical_size(parameter: Tensor) -> float:
@@ -178,7 +179,7 @@ def _why_not(lesson: _Lesson, loss: float) -> str:
 
 def _advance_once(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> Progress:
     """One step, and a look at the held-out examples where it is time for one."""
-    stopped = _take_step(lesson, adam, progress.step)
+    stopped = _take_step(lesson, adam, progress)
     progress = replace(progress, step=progress.step + 1, stopped=stopped)
     if not stopped and progress.step % lesson.recovery.check_every and progress.step < lesson.recovery.steps:
         return progress
@@ -198,11 +199,12 @@ def _look(lesson: _Lesson, progress: Progress) -> Progress:
     return progress
 
 
-def _take_step(lesson: _Lesson, adam: torch.optim.Adam, step: int) -> str:
+def _take_step(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> str:
     """One step of Adam; the reason to stop when it cannot be taken."""
+    step, rate = progress.step, choose_rate(lesson.recovery, progress.start_loss)
     batch = make_batch(lesson.split, lesson.recovery, step)
     for group in adam.param_groups:
-        group["lr"] = lesson.recovery.learning_rate * group["size"] * _pace(lesson.recovery, step)
+        group["lr"] = rate * group["size"] * _pace(lesson.recovery, step)
     adam.zero_grad()
     loss = lesson.objective.training_loss(batch, step)
     if not loss.requires_grad:
@@ -215,6 +217,24 @@ def _take_step(lesson: _Lesson, adam: torch.optim.Adam, step: int) -> str:
         return "a gradient was not finite"
     adam.step()
     return ""
+
+
+def choose_rate(recovery: Recovery, start_loss: float) -> float:
+    """The largest step size, relative to the size of each parameter's values.
+
+    Args:
+        recovery: The options.
+        start_loss: On the held-out examples, before training.
+
+    Example:
+        >>> round(choose_rate(Recovery(), 4e-4), 6), choose_rate(Recovery(), 0.1)
+        (0.001, 0.004)
+    """
+    if recovery.learning_rate is not None:
+        return recovery.learning_rate
+    if recovery.loss is not None or not math.isfinite(start_loss):
+        return LARGEST_RATE
+    return min(LARGEST_RATE, RATE_OF_ROOT * math.sqrt(max(start_loss, 0.0)))
 
 
 def _pace(recovery: Recovery, step: int) -> float:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.progress import Shown
 from bottleneck_opt.recovery import distil, list_recovery_notes
+from bottleneck_opt.recovery.distilling import LARGEST_RATE, choose_rate
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import classifier, seeded
@@ -65,6 +67,35 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_best_so_far(
     assert all(torch.isfinite(each).all() for each in student.parameters())
 
 
+def test_a_model_that_is_almost_there_is_trained_in_smaller_steps(net: nn.Module) -> None:
+    def train(rate: float | None) -> Recovered:
+        student = working_copy(net)
+        with torch.no_grad():
+            for each in student.parameters():
+                each.mul_(1 + 1e-4)
+        return distil(working_copy(net), student, data(), replace(QUICK, learning_rate=rate, reestimate_norms=False))
+
+    assert not train(0.004).accepted
+    assert train(None).after < 0.5 * train(None).before
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "expected"),
+    [
+        ({}, 1e-4, 5e-4),
+        ({}, 0.0, 0.0),
+        ({}, 1.0, LARGEST_RATE),
+        ({}, math.inf, LARGEST_RATE),
+        ({"learning_rate": 0.1}, 1e-4, 0.1),
+        ({"loss": lambda got, expected, batch: got.sum()}, 1e-4, LARGEST_RATE),
+    ],
+)
+def test_the_step_size_follows_the_start_unless_one_or_a_loss_is_given(
+    options: dict[str, Any], start: float, expected: float
+) -> None:
+    assert choose_rate(replace(QUICK, **options), start) == pytest.approx(expected)
+
+
 def test_training_ends_early_without_improvement(pair: tuple[nn.Module, nn.Module]) -> None:
     found = distil(*pair, data(), replace(QUICK, steps=500, learning_rate=1.0, patience=2))
     assert (found.steps, found.stopped) == (20, "no improvement in 20 steps")
@@ -107,7 +138,7 @@ def test_the_weights_can_be_put_into_another_copy(small: Result, pair: tuple[nn.
 def test_following_the_blocks_brings_them_nearer(pair: tuple[nn.Module, nn.Module]) -> None:
     def inside(features: bool) -> float:
         teacher, student = pair[0], copy.deepcopy(pair[1])
-        distil(teacher, student, data(), replace(QUICK, features=features))
+        distil(teacher, student, data(), replace(QUICK, features=features, learning_rate=0.004))
         wanted, found = (model.get_submodule("blocks")(model.get_submodule("stem")(X)) for model in (teacher, student))
         return float((wanted - found).square().mean())
 

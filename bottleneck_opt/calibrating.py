@@ -24,6 +24,7 @@ from bottleneck_opt.sampling import Sampling, choose_probes, choose_together
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Origin, Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
+from bottleneck_opt.tensor_bytes import bytes_of
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 _FORM = Form(".safetensors", Statistics.load, lambda path, statistics: statistics.save(path))
@@ -67,8 +68,8 @@ def calibrate(
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
         >>> statistics = calibrate(net, calibration=torch.randn(4, 3, 16, 16), progress=False)
-        >>> list(statistics.layers), statistics.examples
-        (['0', '2'], 4)
+        >>> list(statistics.layers), statistics.origin.data
+        (['0', '2'], '4 unlabelled examples')
     """
     stages = Stages(shown=progress)
     storage = Storage(read_memory(memory, processes=ranks.local))
@@ -124,9 +125,9 @@ def measure_statistics(
     if ranks.count > 1:
         ranks.check_agreement("the model or the data", _fingerprint(subject))
     sampling = choose_sampling(subject, seed)
-    with stages.stage("calibrate", total=2 * len(subject.data.batches)) as advance:
+    with stages.stage("calibrate", total=2 * len(subject.fitting.batches)) as advance:
         return collect_statistics(
-            subject.working, subject.candidates.layers, subject.data, sampling,
+            subject.working, subject.candidates.layers, subject.fitting, sampling,
             names=subject.candidates.names, advance=advance, storage=storage, ranks=ranks,
         )  # fmt: skip
 
@@ -134,13 +135,13 @@ def measure_statistics(
 def choose_sampling(subject: Subject, seed: int) -> Sampling:
     """How much of the subject's data to look at."""
     macs = subject.traced.cost.macs / max(1, batch_size(subject.example))
-    examples = subject.data.examples
+    examples = subject.fitting.examples
     together = choose_together(_count_bytes(subject.traced))
     return Sampling(examples, choose_probes(examples, macs), seed, together=together)
 
 
 def _fingerprint(subject: Subject) -> list[str]:
-    return [hash_weights(subject.working), hash_data(subject.data), *subject.candidates.layers]
+    return [hash_weights(subject.working), hash_data(subject.fitting), *subject.candidates.layers]
 
 
 def _count_bytes(traced: Traced) -> float:
@@ -170,8 +171,7 @@ def hash_data(data: CalibrationData) -> str:
 
 def _hash_tensor(digest: Any, tensor: Tensor) -> None:
     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(bytes_of(tensor))
 
 
 def read_statistics(given: Statistics | str | Path, subject: Subject) -> Statistics:

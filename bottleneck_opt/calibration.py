@@ -65,7 +65,7 @@ def collect_statistics(
     telling = _find_telling(working, layers)
     sums = _prepare_sums(layers, telling, sampling, storage or Storage(), ranks)
     modules = {path: _find_modules(working, (names or {}).get(path, (path,))) for path in layers}
-    walk = _Walk(working, data.batches, tuple(sums.values()), sampling, ranks, advance)
+    walk = _Walk(working, data.batches, _count_real_batches(data), tuple(sums.values()), sampling, ranks, advance)
     with _hooks(modules, {path: each.watch for path, each in sums.items()}):
         found = walk.forward()
     scales = scales or found
@@ -76,6 +76,11 @@ def collect_statistics(
     layers_found = {path: each.finish() for path, each in sums.items()}
     _check_finite(layers_found, data)
     return Statistics(layers_found, data.examples, scales, undifferentiable=undifferentiable)
+
+
+def _count_real_batches(data: CalibrationData) -> int:
+    starts = [0, *itertools.accumulate(map(batch_size, data.batches))]
+    return sum(start < data.real for start in starts[:-1])
 
 
 def _find_telling(working: nn.Module, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:
@@ -142,10 +147,15 @@ def _hooks(modules: Mapping[str, Sequence[nn.Module]], hooks: Mapping[str, Calla
 
 @dataclass(frozen=True)
 class _Walk:
-    """Both walks over the batches. In each round every rank runs one batch; then all is added up in batch order."""
+    """Both walks over the batches. In each round every rank runs one batch; then all is added up in batch order.
+
+    Attributes:
+        real: How many of the batches, the first ones, hold no mixes: the spread of the output is theirs.
+    """
 
     working: nn.Module
     batches: Sequence[Inputs]
+    real: int
     sums: Sequence[LayerSums]
     sampling: Sampling
     ranks: Ranks
@@ -162,7 +172,9 @@ class _Walk:
                 leaves = float_leaves(run_on_example(self.working, batch, what=what))
             return [OutputValues.of(leaf, batch_size(batch)) for leaf in leaves]
 
-        for seen in self._rounds(see):
+        for number, seen in enumerate(self._rounds(see)):
+            if number >= self.real:
+                continue
             spreads.extend(OutputSums() for _ in seen[len(spreads) :])
             for spread, values in zip(spreads, seen, strict=False):
                 spread.add(values)

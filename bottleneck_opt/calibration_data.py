@@ -33,6 +33,7 @@ class CalibrationData:
         description: In words, where they came from.
         noise: They were made up.
         notes: What else a careful user should know of them.
+        mixes: How many of the examples, the last ones, are mixes of two others.
     """
 
     batches: tuple[Inputs, ...]
@@ -40,6 +41,12 @@ class CalibrationData:
     description: str
     noise: bool = False
     notes: tuple[str, ...] = ()
+    mixes: int = 0
+
+    @property
+    def real(self) -> int:
+        """How many of the examples are no mixes."""
+        return self.examples - self.mixes
 
     def take(self, most: int) -> CalibrationData:
         """The first batches, until they hold so many examples; all of them where they are fewer."""
@@ -48,7 +55,7 @@ class CalibrationData:
         if count == len(ends):
             return self
         return replace(
-            self, batches=self.batches[:count], examples=ends[count - 1],
+            self, batches=self.batches[:count], examples=ends[count - 1], mixes=max(0, ends[count - 1] - self.real),
             description=f"the first {ends[count - 1]} of {self.description}",
         )  # fmt: skip
 

@@ -100,7 +100,7 @@ def _fit_alone(
     filled()
     if lacks_data(fit.subject, statistics):
         return Refitted(weights, (), dict.fromkeys(weights, UNKNOWN_DATA))
-    return fit.refit(plan, choice, weights, fit.subject.data)
+    return fit.refit(plan, choice, weights, fit.subject.fitting)
 
 
 def _fit_together(fit: Fit, plan: Plan, refitted: Refitted, statistics: Statistics) -> Joint:

@@ -230,9 +230,8 @@ def calibrate_command(
             cache=cache, device=device, seed=seed, progress=ranks.is_first, ranks=ranks,
         )  # fmt: skip
         if ranks.is_first:
-            typer.echo(
-                f"{len(statistics.layers)} layers, {statistics.examples} examples; written to {statistics.save(out)}"
-            )
+            seen = statistics.origin.data if statistics.origin else f"{statistics.examples} examples"
+            typer.echo(f"{len(statistics.layers)} layers, {seen}; written to {statistics.save(out)}")
 
 
 @app.command("apply")

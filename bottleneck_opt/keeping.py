@@ -71,10 +71,10 @@ class Cache:
         """Say what the run works on: all that is kept from now on belongs to it."""
         if self.folder is None:
             return
-        candidates, traced, data = subject.candidates, subject.traced, subject.data
+        candidates, traced, data = subject.candidates, subject.traced, subject.fitting
         self.identity = fingerprint(
             FORMAT, describe_surroundings(model_device(subject.working)), self.seed, subject.name, subject.working,
-            str(traced.graph), traced.constants, traced.inputs, data.batches, data.examples, data.noise,
+            str(traced.graph), traced.constants, traced.inputs, data.batches, data.examples, data.mixes, data.noise,
             list(candidates.layers.items()), candidates.names,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ them comes from the same growing sums.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,28 +25,37 @@ HELD_OUT = 5
 
 @dataclass(frozen=True)
 class Samples:
-    """Patches ``(n, offsets * in)`` and targets ``(n, out)``, example after example."""
+    """Patches ``(n, offsets * in)`` and targets ``(n, out)``, example after example, the last of which are mixes."""
 
     patches: Tensor
     targets: Tensor
     examples: int
+    mixes: int = 0
 
     def first_half(self) -> Samples:
-        """Half of the examples that are not held out: two of five."""
-        return self._take(lambda example: example % HELD_OUT in (1, 3))
+        """Half of the examples that are neither held out nor mixes: two of five."""
+        return self._take(lambda example: self._is_real(example) and example % HELD_OUT in (1, 3))
 
     def second_half(self) -> Samples:
         """The other half of them."""
-        return self._take(lambda example: example % HELD_OUT in (2, 4))
+        return self._take(lambda example: self._is_real(example) and example % HELD_OUT in (2, 4))
 
     def held_out(self) -> Samples:
         """Every fifth example."""
-        return self._take(lambda example: example % HELD_OUT == 0)
+        return self._take(lambda example: self._is_real(example) and example % HELD_OUT == 0)
+
+    def mixed(self) -> Samples:
+        """The mixes."""
+        return self._take(lambda example: not self._is_real(example))
+
+    def _is_real(self, example: int) -> bool:
+        return example < self.examples - self.mixes
 
     def _take(self, keep: Callable[[int], bool]) -> Samples:
         numbers = [example for example in range(self.examples) if keep(example)]
         each = len(self.patches) // self.examples
-        rows = (torch.tensor(numbers, device="cpu")[:, None] * each + torch.arange(each, device="cpu")).flatten()
+        starts = torch.tensor(numbers, dtype=torch.long, device="cpu")[:, None] * each
+        rows = (starts + torch.arange(each, device="cpu")).flatten()
         return Samples(self.patches[rows], self.targets[rows], len(numbers))
 
 
@@ -54,7 +64,7 @@ class Refit:
     """A last factor fitted again.
 
     Attributes:
-        weights: Fitted to all examples; None where that did not help on those held out.
+        weights: Fitted to all examples and mixes; None where that did not help on those held out.
         before, after, halved: Error on the held-out examples of the factor as it was, of one fitted to all others, and
             of one fitted to half of those: tells whether more of them would help.
     """
@@ -78,18 +88,18 @@ def refit_last(layer: LayerSpec, samples: Samples, old: Weights, metric: Tensor)
         metric: ``G (out, out)``: how much the network's output feels errors of the layer.
     """
     sums = [_Sums(layer, samples, group) for group in range(layer.groups)]
-    halved = _fit(layer, sums, samples.first_half(), old)
-    found = _fit(layer, sums, samples.second_half(), old)
+    halved = _fit(layer, sums, samples.first_half(), old=old)
+    found = _fit(layer, sums, samples.second_half(), old=old)
     held_out = samples.held_out()
     before, after, fewer = measure_errors(layer, held_out, (old, found, halved), metric)
-    weights = _fit(layer, sums, held_out, old) if after < before else None
+    weights = _fit(layer, sums, held_out, samples.mixed(), old=old) if after < before else None
     return Refit(weights, before, after, fewer)
 
 
-def _fit(layer: LayerSpec, sums: Sequence[_Sums], more: Samples, old: Weights) -> Weights:
+def _fit(layer: LayerSpec, sums: Sequence[_Sums], *more: Samples, old: Weights) -> Weights:
     """Fitted to all samples up to these."""
-    for each in sums:
-        each.add(more)
+    for each, samples in itertools.product(sums, more):
+        each.add(samples)
     rows = layer.out_channels // layer.groups
     found = [each.solve(old.weight[each.group * rows : (each.group + 1) * rows]) for each in sums]
     kernels, biases = zip(*found, strict=True)

@@ -47,7 +47,7 @@ from bottleneck_opt.summary import (
 )
 from bottleneck_opt.timing import Timing, read_timings
 from bottleneck_opt.verification import measure_change
-from bottleneck_opt.verifying import measure_metric, time_both, verify
+from bottleneck_opt.verifying import add_unseen, measure_metric, time_both, verify
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
@@ -146,7 +146,10 @@ def optimize(
     with undisturbed(), Storage(read_memory(memory, processes=ranks.local)) as storage, kept:
         torch.manual_seed(seed)
         with stages.stage("trace"):
-            request = Request(inputs, calibration, calibration_limit, device, seed, include, exclude)
+            request = Request(
+                inputs, calibration, calibration_limit, device, seed, include, exclude,
+                mixes=_choose_mixes(recipe, recovery),
+            )  # fmt: skip
             subject = prepare_subject(original, request, as_graph=_needs_graph(chosen))
             if recovery is not None:
                 check_examples(subject.working, subject.data, recovery)
@@ -179,6 +182,8 @@ def optimize(
             metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
             speeds = time_both(subject, plan, rewritten, settings, ranks)
             verification = verify(subject, plan, rewritten, view, change, metrics, speeds)
+            joint = carried.joint if carried.recovered is None else None
+            verification = add_unseen(verification, subject, rewritten, statistics.scales, joint, seed=seed)
             verification = _tell_data(verification, subject, carried)
     return Result(
         plan=plan,
@@ -207,7 +212,7 @@ def optimize(
             *list_data_notes(subject, statistics),
             *list_step_notes(carried.stepping),
             *list_clock_notes(carried.stepping.clocked, verification),
-            *list_joint_notes(carried.joint),
+            *list_joint_notes(carried.joint, mixed=subject.fitting.mixes > 0),
             *view.notes,
             *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
             *kept.list_notes(),
@@ -230,10 +235,15 @@ def optimize(
 
 
 def _tell_data(verification: Verification, subject: Subject, carried: Carried) -> Verification:
-    """What was measured on the examples held out, where the model was not trained on all of them afterwards."""
+    """What the model was trained on, where it was."""
     if carried.recovered is None:
-        return replace(verification, held_out_change=carried.joint.held_out)
+        return verification
     return replace(verification, data=f"{subject.data.description} (the ones used for fitting and recovery)")
+
+
+def _choose_mixes(recipe: Recipe, recovery: Recovery | None) -> int | None:
+    """Training is judged by examples that nothing was fitted to, not even as mixes."""
+    return 0 if recovery is not None and recipe.mixes is None else recipe.mixes
 
 
 def _needs_graph(passes: Sequence[AnyPass]) -> bool:

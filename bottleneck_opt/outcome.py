@@ -74,8 +74,9 @@ class Verification:
         speed: None when it was not timed.
         metric_before, metric_after: What ``evaluate`` returned, or None.
         checks: What was checked, one sentence each.
-        held_out_change: As ``measured_change``, on the fifth of the examples that was held out when all layers were
-            fitted together; None where they were not, or were trained afterwards.
+        held_out_change: As ``measured_change``, on inputs that were not fitted to; None where there are none.
+        held_out_data: Which these are, in words: the fifth of the examples that was held out when all layers were
+            fitted together, or, where mixes of all were fitted to, new mixes.
         more_speeds: As ``speed``, in the other settings that were asked for.
     """
 
@@ -91,6 +92,7 @@ class Verification:
     metric_after: float | None
     checks: tuple[str, ...]
     held_out_change: float | None = None
+    held_out_data: str = "held-out inputs"
     more_speeds: tuple[Speed, ...] = ()
 
 

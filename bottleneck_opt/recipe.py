@@ -23,13 +23,17 @@ class Recipe:
             (:mod:`bottleneck_opt.stepping`). Each costs about as much as calibration.
         joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes
             as many as a limit on their cost allows, none for large models and where the inputs are made up.
+        mixes: How many mixes of two calibration inputs to fit to beside each input; 0 for none. None takes as many as
+            bring up a few inputs to 256, where running the model on all of them is quick
+            (:mod:`bottleneck_opt.mixing` has the numbers), and none with ``recover=``, which is judged by inputs that
+            nothing was fitted to.
 
     Raises:
         InputError: A number is out of range.
 
     Example:
         >>> Recipe(joint=0)
-        Recipe(curvature=True, refit=True, rounds=3, steps=1, joint=0)
+        Recipe(curvature=True, refit=True, rounds=3, steps=1, joint=0, mixes=None)
     """
 
     curvature: bool = True
@@ -37,6 +41,7 @@ class Recipe:
     rounds: int = 3
     steps: int = 1
     joint: int | None = None
+    mixes: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 0:
@@ -45,3 +50,5 @@ class Recipe:
             raise InputError(f"Recipe: steps: got {self.steps}; expected at least 1. Pass 1 to compress at once.")
         if self.joint is not None and self.joint < 0:
             raise InputError(f"Recipe: joint: got {self.joint}; expected at least 0. Pass 0 to leave it out, or None.")
+        if self.mixes is not None and self.mixes < 0:
+            raise InputError(f"Recipe: mixes: got {self.mixes}; expected at least 0. Pass 0 to make none, or None.")

@@ -3,7 +3,8 @@
 Every layer was fitted to the inputs it has in the original network. In the rewritten one it gets slightly different
 ones. Layer after layer, in the order they run, the last factor is fitted again: from what really arrives at it to what
 the original layer gave. All examples run as one batch, so that a layer can be corrected before the next one sees its
-output. A fifth of the examples is held out, and a correction that does not help there is not made.
+output. A fifth of the examples is held out, and a correction that does not help there is not made; mixes of the
+examples are fitted to last, once that is decided.
 
 Source: He et al. 2017 (reconstruction of the original's outputs from the compressed network's inputs), with a ridge
 towards the factor at hand.
@@ -11,6 +12,7 @@ towards the factor at hand.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,10 +67,10 @@ def refit(
         return Refitted(weights, (), {})
     skipped = {step.path: reason for step in plan.steps if (reason := _find_obstacle(step, traced))}
     steps = {step.path: step for step in plan.steps if step.path not in skipped}
-    call = _join_batches(data, _most_examples(traced))
-    if call is None or batch_size(call) < HELD_OUT:
+    call, mixes = _join_batches(data, _most_examples(traced))
+    if call is None or batch_size(call) - mixes < HELD_OUT:
         return Refitted(weights, (), dict.fromkeys(steps, "fewer than 5 examples of one shape"))
-    walk = _Walk(plan, steps, weights, curvatures, batch_size(call), advance)
+    walk = _Walk(plan, steps, weights, curvatures, (batch_size(call), mixes), advance)
     placed = _place(call, working)
     rewritten = rewrite_model(working, plan, weights)
     try:
@@ -111,18 +113,27 @@ def _count(shape: Sequence[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _join_batches(data: CalibrationData, limit: int) -> Inputs | None:
-    """The examples of the most common shape as one call; None when they cannot be joined."""
+def _join_batches(data: CalibrationData, limit: int) -> tuple[Inputs | None, int]:
+    """The examples of the most common shape as one call, and how many of them, the last ones, are mixes.
+
+    None when they cannot be joined.
+    """
     groups: dict[tuple[tuple[int, ...], ...], list[Inputs]] = {}
+    real: Counter[tuple[tuple[int, ...], ...]] = Counter()
+    start = 0
     for batch in data.batches:
         size = batch_size(batch)
         if any(not tensor.dim() or tensor.shape[0] != size for tensor in batch.tensors()):
-            return None
-        groups.setdefault(tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors()), []).append(batch)
-    batches = max(groups.values(), key=lambda each: sum(map(batch_size, each)))
+            return None, 0
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors())
+        groups.setdefault(shapes, []).append(batch)
+        real[shapes] += size if start < data.real else 0
+        start += size
+    common = max(groups, key=lambda shapes: sum(map(batch_size, groups[shapes])))
+    batches = groups[common]
     columns = [torch.cat(parts)[:limit] for parts in zip(*(batch.tensors() for batch in batches), strict=True)]
     taken = iter(columns)
-    return batches[0].map(lambda _: next(taken))
+    return batches[0].map(lambda _: next(taken)), max(0, len(columns[0]) - real[common])
 
 
 def _place(call: Inputs, working: nn.Module) -> Inputs:
@@ -170,16 +181,17 @@ class _Walk:
 
     def __init__(
         self, plan: Plan, steps: Mapping[str, Step], weights: Mapping[str, Sequence[Weights]],
-        curvatures: Mapping[str, Tensor], examples: int, advance: Advance,
+        curvatures: Mapping[str, Tensor], examples: tuple[int, int], advance: Advance,
     ) -> None:  # fmt: skip
+        """Start before the first layer; of the examples, how many run, and how many of them, the last, are mixes."""
         self.weights: dict[str, Sequence[Weights]] = {}
         self.corrections: list[Correction] = []
         self._plan, self._steps, self._fitted, self._curvatures = plan, steps, weights, curvatures
-        self._examples, self._advance = examples, advance
+        self._examples, self._mixes, self._advance = *examples, advance
         self._targets: dict[str, Tensor] = {}
         self._positions: dict[str, Tensor] = {}
         wide = sum(step.original.out_channels for step in steps.values())
-        self._most = max(1, min(MOST_SAMPLES, MOST_BYTES // max(4 * wide, 1)) // max(examples, 1))
+        self._most = max(1, min(MOST_SAMPLES, MOST_BYTES // max(4 * wide, 1)) // max(self._examples, 1))
 
     def take_target(self, path: str, module: nn.Module, output: Tensor) -> None:
         """Remember what the original layer gives."""
@@ -197,7 +209,7 @@ class _Walk:
         step, weights = self._steps[path], list(self._fitted[path])
         last = step.layers[-1]
         patches = take_patches(last, flowing, self._positions[path]).cpu()
-        samples = Samples(patches, self._targets.pop(path), self._examples)
+        samples = Samples(patches, self._targets.pop(path), self._examples, self._mixes)
         found = refit_last(last, samples, weights[-1], self._curvatures[path])
         accepted = found.weights is not None
         self.corrections.append(Correction(path, found.before, found.after, accepted, found.halved))

@@ -22,7 +22,7 @@ class Statistics:
 
     Attributes:
         layers: By module path.
-        examples: Examples seen.
+        examples: Examples seen, mixes of them among those.
         scales: One for each floating tensor of the output, in order.
         origin: Of which model and which data they are; None where they never leave the run that took them.
         undifferentiable: What the model raised on the first batch that could not be differentiated; empty if all could.

@@ -121,7 +121,7 @@ def choose_in_steps(
     for number in range(1, steps):
         limits = _milder(wish.limits, wish.total(seen.subject.traced.cost), number / steps)
         milder = replace(wish, passes=wish.site_passes, limits=limits, contract=False)
-        halfway = build(choose_options(seen.subject, fresh, NO_TIES, milder, stages, ranks))(seen.subject.data)
+        halfway = build(choose_options(seen.subject, fresh, NO_TIES, milder, stages, ranks))(seen.subject.fitting)
         fresh = _look_again(seen, halfway, stages)
     return _keep_better(seen, (choice, choose_options(seen.subject, fresh, seen.ties, wish, stages, ranks)), build)
 
@@ -154,9 +154,9 @@ def _look_again(seen: Seen, halfway: nn.Module, stages: Stages) -> Statistics:
     subject, before = seen.subject, seen.statistics
     layers = {path: subject.candidates.layers[path] for path in _watched(subject)}
     sampling = choose_sampling(subject, seen.seed)
-    with stages.stage("calibrate again", total=2 * len(subject.data.batches)) as advance:
+    with stages.stage("calibrate again", total=2 * len(subject.fitting.batches)) as advance:
         found = collect_statistics(
-            halfway, layers, subject.data, sampling, names=subject.candidates.names, scales=before.scales,
+            halfway, layers, subject.fitting, sampling, names=subject.candidates.names, scales=before.scales,
             advance=advance,
         )  # fmt: skip
     sites = {site.path: site for site in make_sites(subject.working, subject.traced, subject.candidates, before)}

@@ -24,6 +24,7 @@ from bottleneck_opt.graph import Traced
 from bottleneck_opt.graph_view import record_as_module
 from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.layers import class_name
+from bottleneck_opt.mixing import Mixed, mix
 from bottleneck_opt.plan import Argument
 from bottleneck_opt.recorded_call import describe_arguments
 from bottleneck_opt.rehearsing import rehearse
@@ -48,6 +49,7 @@ class Request:
     seed: int
     include: Sequence[str] | str | None
     exclude: Sequence[str] | str | None
+    mixes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Subject:
         name: Qualified class name of the caller's model.
         original: The caller's model, or its recorded graph over a copy of its weights.
         arguments: The call that this graph was recorded with; None where ``original`` is the caller's model.
+        mixed: What layers are fitted to: the data, and mixes of its examples where they are few; None for the data.
     """
 
     name: str
@@ -68,6 +71,12 @@ class Subject:
     candidates: Candidates
     notes: tuple[str, ...]
     arguments: tuple[Argument, ...] | None = None
+    mixed: CalibrationData | None = None
+
+    @property
+    def fitting(self) -> CalibrationData:
+        """What layers are fitted to."""
+        return self.data if self.mixed is None else self.mixed
 
     @property
     def example(self) -> Inputs:
@@ -112,8 +121,10 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
     candidates = find_candidates(working, traced, include=request.include, exclude=request.exclude)
     refused = rehearse(working, example, candidates)
     arguments = describe_arguments(example) if as_graph else None
-    notes = (*notes, *data.notes)
-    return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments)
+    macs = traced.cost.macs / max(1, batch_size(example))
+    mixed = mix(data, working, macs, request.mixes, seed=request.seed)
+    notes = (*notes, *data.notes, *_tell_about_mixes(mixed))
+    return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments, mixed.data)
 
 
 def _open_calibration(original: nn.Module, request: Request) -> Request:
@@ -176,6 +187,13 @@ def _tell_about_graph(original: nn.Module, recorded: nn.Module, example: Inputs)
     if used < whole:
         notes.append(f"the recorded run uses {used:,} of the model's {whole:,} parameters: the others are not in it")
     return notes
+
+
+def _tell_about_mixes(mixed: Mixed) -> list[str]:
+    if mixed.skipped:
+        return [f"fitted to the examples alone, to no mixes of them: {mixed.skipped}"]
+    real, mixes = mixed.data.real, mixed.data.mixes
+    return [f"fitted to the {real} examples and, as they are few, to {mixes} mixes of two of them"] if mixes else []
 
 
 def _count_positions(example: Inputs) -> int:

@@ -88,17 +88,23 @@ def list_step_notes(stepping: Stepping) -> tuple[str, ...]:
     )
 
 
-def list_joint_notes(joint: Joint) -> tuple[str, ...]:
-    """What fitting all layers together did, or why it was not done."""
+def list_joint_notes(joint: Joint, *, mixed: bool) -> tuple[str, ...]:
+    """What fitting all layers together did, or why it was not done.
+
+    Args:
+        joint: What came of it.
+        mixed: Whether mixes were fitted to, those of the held-out examples among them.
+    """
     if joint.skipped:
         return (f"the layers were not fitted together to the model's outputs: {joint.skipped}",)
     if not joint.weights and not joint.before:
         return ()
     if not joint.weights:
         return ("fitting all layers together to the original's outputs did not help on the held-out examples",)
+    judges = "examples of which only mixes were fitted to" if mixed else "held-out examples"
     return (
-        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on held-out "
-        f"examples the output's change fell from {loss_text(joint.before)} to {loss_text(joint.after)}",
+        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on {judges} "
+        f"the output's change fell from {loss_text(joint.before)} to {loss_text(joint.after)}",
     )
 
 

@@ -50,7 +50,7 @@ from bottleneck_opt.subject import Request, Subject, prepare_subject
 from bottleneck_opt.summary import describe_run, list_joint_notes, list_notes
 from bottleneck_opt.timing import Timing
 from bottleneck_opt.verification import measure_change
-from bottleneck_opt.verifying import measure_metric, time_both, verify
+from bottleneck_opt.verifying import add_unseen, measure_metric, time_both, verify
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 ALONE_NOTE = (
@@ -117,11 +117,12 @@ def apply(
     with undisturbed(), Storage(read_memory(memory)) as storage:
         torch.manual_seed(seed)
         with stages.stage("trace"):
-            request = Request(_choose_call(plan, inputs), calibration, calibration_limit, device, seed, None, None)
+            call, recipe = _choose_call(plan, inputs), recipe or Recipe()
+            request = Request(call, calibration, calibration_limit, device, seed, None, None, mixes=recipe.mixes)
             whole = prepare_subject(original, request, as_graph=plan.arguments is not None)
             course = prepare_course(whole, plan)
         subject = course.subject
-        setting = _Setting(calibration is not None, chosen, recipe or Recipe(), seed, stages, storage)
+        setting = _Setting(calibration is not None, chosen, recipe, seed, stages, storage)
         fitted = _fit(course, whole, setting)
         with stages.stage("rewrite"):
             rewritten = apply_plan(subject, fitted.plan, fitted.refitted.weights, fitted.joint.weights)
@@ -133,7 +134,8 @@ def apply(
             speeds = time_both(subject, fitted.plan, rewritten, [Timing()], ALONE)
             verification = verify(subject, fitted.plan, rewritten, view, change, metrics, speeds)
     recorded, choice = rewritten.traced.cost, fitted.choice
-    verification = replace(verification, held_out_change=fitted.joint.held_out)
+    scales = fitted.statistics.scales
+    verification = add_unseen(verification, subject, rewritten, scales, fitted.joint, seed=seed)
     if not setting.known:
         verification = replace(verification, data=f"{subject.data.description} (not fitted to)")
     return Result(
@@ -152,7 +154,7 @@ def apply(
                 subject, choice, fitted.refitted,
                 recorded=recorded, budget=plan.budget, measured=verification.measured_change,
             ),
-            *list_joint_notes(fitted.joint),
+            *list_joint_notes(fitted.joint, mixed=subject.fitting.mixes > 0),
             *view.notes,
         ),
         seconds=tuple(stages.seconds),
@@ -209,7 +211,7 @@ def _fit(course: Course, whole: Subject, setting: _Setting) -> _Fitted:
     if not setting.known:
         left = Refitted(weights, (), dict.fromkeys(weights, NO_DATA))
         return _Fitted(plan, choice, left, Joint(skipped=NO_DATA), statistics)
-    refitted = fit.refit(plan, choice, weights, subject.data)
+    refitted = fit.refit(plan, choice, weights, subject.fitting)
     joint = fit_plan(whole, plan, refitted.weights, statistics.scales, recipe, stages)
     return _Fitted(plan, choice, refitted, joint, statistics)
 

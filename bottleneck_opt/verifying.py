@@ -9,13 +9,16 @@ from bottleneck_opt.applying import Rewritten
 from bottleneck_opt.distribution import Ranks
 from bottleneck_opt.evaluating import Evaluate, run_evaluate
 from bottleneck_opt.graph_view import GraphView
+from bottleneck_opt.joint import Joint
 from bottleneck_opt.latency import compare_layers, compare_speed
+from bottleneck_opt.mixing import mix_anew
 from bottleneck_opt.outcome import Speed, Verification
 from bottleneck_opt.plan import Plan
+from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.subject import Subject
 from bottleneck_opt.summary import list_checks
 from bottleneck_opt.timing import Timing
-from bottleneck_opt.verification import OutputChange
+from bottleneck_opt.verification import OutputChange, measure_change
 from bottleneck_opt.working_copy import copy_model, model_device, working_inputs
 
 Metrics = tuple[float | None, float | None]
@@ -58,6 +61,27 @@ def verify(
         metric_after=metrics[1],
         checks=list_checks(plan, rewritten.traced, view),
     )
+
+
+def add_unseen(
+    verification: Verification, subject: Subject, rewritten: Rewritten, scales: Sequence[OutputScale],
+    joint: Joint | None, *, seed: int,
+) -> Verification:  # fmt: skip
+    """The same with the change on inputs that were not fitted to, where there are any.
+
+    Args:
+        verification: What was measured so far.
+        subject: The original and the data. Where mixes of it were fitted to, new mixes are made.
+        rewritten: The model after.
+        scales: Spread of each output tensor.
+        joint: What held examples out; None where they were trained on afterwards.
+        seed: Of the run.
+    """
+    if subject.fitting.mixes:
+        new = mix_anew(subject.data, seed=seed)
+        change = measure_change(subject.working, rewritten.working, new, scales).relative
+        return replace(verification, held_out_change=change, held_out_data=new.description)
+    return verification if joint is None else replace(verification, held_out_change=joint.held_out)
 
 
 def time_both(

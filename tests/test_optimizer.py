@@ -848,9 +848,10 @@ def test_the_change_on_held_out_examples_is_known_where_all_layers_were_fitted_t
         seeded(lambda: nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 16), nn.ReLU(), conv(16, 4))),
         noise(20, 4, 8, 8),
     )
-    known = optimize(net, x[:1], calibration=x, budget=0.4, progress=False).verification
+    known = optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(mixes=0), progress=False).verification
     assert known.held_out_change is not None
     assert known.held_out_change == pytest.approx(measured(known), rel=0.5)  # alike, but not the same examples
     assert known.held_out_change != measured(known)
-    apart = optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), progress=False).verification
+    unknown = Recipe(joint=0, mixes=0)
+    apart = optimize(net, x[:1], calibration=x, budget=0.4, recipe=unknown, progress=False).verification
     assert apart.held_out_change is None

@@ -117,7 +117,7 @@ def test_a_model_that_takes_one_batch_size_only_is_left_as_first_fitted() -> Non
     net = seeded(lambda: Computes(fixed, a=conv(3, 16), b=conv(16, 16)))
     result = optimize(net, X[:4], calibration=list(X.split(4)), budget=0.6, progress=False)
     assert not result.corrections
-    assert any("the model does not take 40 examples at once" in note for note in result.notes)
+    assert any("the model does not take 240 examples at once" in note for note in result.notes)
 
 
 def test_examples_of_the_most_common_shape_are_joined() -> None:

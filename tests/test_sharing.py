@@ -127,7 +127,9 @@ def test_with_the_pass_the_prediction_is_never_worse() -> None:
 
 def test_prediction_and_measurement_agree() -> None:
     net = plant(seeded(Branches))
-    result = bo.optimize(net, X[:1], calibration=X, budget=0.3, passes=["shared"], progress=False)
+    result = bo.optimize(
+        net, X[:1], calibration=X, budget=0.3, passes=["shared"], recipe=bo.Recipe(mixes=0), progress=False
+    )
     assert result.plan.sharings
     assert 1 / 5 < measured(result.verification) / result.plan.predicted_loss < 5
 

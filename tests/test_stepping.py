@@ -47,7 +47,7 @@ def _optimize(steps: int, *, budget: float = 0.2, examples: int = 20) -> Result:
 
 def _subject() -> Subject:
     data = _data()
-    return prepare_subject(_net(), Request(data[:1], data, 64, None, 0, None, None))
+    return prepare_subject(_net(), Request(data[:1], data, 64, None, 0, None, None, mixes=0))
 
 
 def _step_notes(result: Result) -> list[str]:

@@ -99,7 +99,7 @@ def _results(outcome: Outcome) -> list[str]:
     words = [f"{changed} of {changed + len(outcome.skipped)} layers rewritten"]
     measured = "" if checked.measured_change is None else f", measured {loss_text(checked.measured_change)}"
     if checked.held_out_change is not None and not outcome.made_up:
-        measured = f", measured {loss_text(checked.held_out_change)} on held-out inputs"
+        measured = f", measured {loss_text(checked.held_out_change)} on {checked.held_out_data}"
     data = " on made-up inputs" if outcome.made_up else ""
     words.append(f"output change{data}: predicted {loss_text(checked.predicted_change)}{measured}")
     if checked.speed is not None:

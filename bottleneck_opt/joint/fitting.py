@@ -194,12 +194,13 @@ def find_layers(model: nn.Module, paths: Sequence[str]) -> dict[str, LayerSpec]:
 
 
 def split_data(data: CalibrationData, fold: int = 0) -> tuple[CalibrationData, CalibrationData]:
-    """Four fifths of the examples to fit, and every fifth to judge by, from number ``fold`` on."""
+    """Four fifths of the examples to fit, with all mixes, and every fifth to judge by, from number ``fold`` on."""
     parts: tuple[list[Inputs], list[Inputs]] = [], []
     first = 0
     for batch in data.batches:
         size = batch_size(batch)
-        held = torch.arange(first, first + size, device="cpu") % HELD_OUT == fold
+        numbers = torch.arange(first, first + size, device="cpu")
+        held = (numbers % HELD_OUT == fold) & (numbers < data.real)
         for part, keep in zip(parts, (~held, held), strict=True):
             if keep.any():
                 part.append(_choose(batch, keep, size))

@@ -35,7 +35,7 @@ def fit_plan(
     if not plan.steps:
         return Joint()
     macs = plan.after.macs // max(1, batch_size(subject.example))
-    iterations = plan_iterations(macs, subject.data.examples, recipe.joint)
+    iterations = plan_iterations(macs, subject.fitting.examples, recipe.joint)
     if not iterations:
         return Joint(skipped="recipe= leaves it out" if recipe.joint == 0 else TOO_LARGE)
     if subject.data.noise and recipe.joint is None:
@@ -46,4 +46,4 @@ def fit_plan(
     rewritten = rewrite_model(subject.working, plan, weights)
     effort = Effort(iterations, plan.seed)
     with stages.stage("fit together", total=iterations) as advance:
-        return fit_jointly(subject.working, rewritten, paths, subject.data, scales, effort, advance)
+        return fit_jointly(subject.working, rewritten, paths, subject.fitting, scales, effort, advance)

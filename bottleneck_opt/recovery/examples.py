@@ -42,8 +42,8 @@ def split_examples(data: CalibrationData, teacher: nn.Module, recovery: Recovery
     """Hold out a share of the examples, evenly spread: with the usual share, those that the fits held out.
 
     Refitting and fitting together hold out every fifth example too. Judged by examples that the weights were fitted
-    to, the start would look better than it is, and no training would be kept. Where mixes of these examples were
-    fitted to it does: few examples, used for both, are better fitted to than trained on.
+    to, the start would look better than it is, and no training would be kept. So ``optimize(recover=)`` fits to no
+    mixes.
 
     Raises:
         InputError: There is only one example.

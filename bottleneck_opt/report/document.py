@@ -57,6 +57,7 @@ def _headline(outcome: Outcome) -> dict[str, Any]:
             "predicted": checked.predicted_change,
             "measured": checked.measured_change,
             "held_out": checked.held_out_change,
+            "held_out_data": None if checked.held_out_change is None else checked.held_out_data,
         },
         "metric": _metric(checked.metric_before, checked.metric_after),
         "layers_changed": len(outcome.plan.steps),

@@ -82,9 +82,9 @@ def _lost(outcome: Outcome) -> list[str]:
 
 def _change_words(outcome: Outcome) -> str:
     """The change on inputs that were not fitted to, where it is known."""
-    held_out = outcome.verification.held_out_change
-    if held_out is not None and not outcome.made_up:
-        return f"{loss_text(held_out)} on held-out inputs"
+    checked = outcome.verification
+    if checked.held_out_change is not None and not outcome.made_up:
+        return f"{loss_text(checked.held_out_change)} on {checked.held_out_data}"
     return f"{_measured(outcome)}{' on made-up inputs' if outcome.made_up else ''}"
 
 
@@ -133,7 +133,7 @@ def _quality_numbers(outcome: Outcome) -> tuple[Number, ...]:
     value, note, where = _measured(outcome), f"on {checked.examples} {data}", "on these"
     if checked.held_out_change is not None and not outcome.made_up:
         fitted = f"on the {checked.examples} fitted to"
-        value, note, where = loss_text(checked.held_out_change), f"held out; {value} {fitted}", fitted
+        value, note, where = loss_text(checked.held_out_change), f"on {checked.held_out_data}; {value} {fitted}", fitted
     note = f"{note}; predicted {loss_text(checked.predicted_change)}{_untrained(outcome)}"
     numbers = [Number("output change", "", value, "", note, CHANGE_MEANING, saves=False)]
     if checked.agreement is not None:

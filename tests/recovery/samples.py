@@ -16,7 +16,7 @@ from bottleneck_opt.recovery import Recovery
 from tests.networks import Computes, conv, noise, seeded
 
 X = noise(20, 3, 8, 8, dtype=torch.float32)
-UNFITTED = Recipe(joint=0)  # leaves something for recovery to do
+UNFITTED = Recipe(joint=0, mixes=0)  # leaves something for recovery to do
 QUICK = Recovery(steps=40, check_every=10, batch=8)
 
 

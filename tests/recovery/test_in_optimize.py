@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bottleneck_opt import InputError, Recovery, Result, load, optimize
+from bottleneck_opt import InputError, Recipe, Recovery, Result, load, optimize
 from bottleneck_opt.report import report_json
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import Computes, conv
@@ -130,3 +130,9 @@ def test_what_cannot_work_is_told_before_the_work(
     with pytest.raises(InputError, match=message):
         run(net, progress=True, **options)
     assert "calibrate" not in capsys.readouterr().err
+
+
+def test_training_is_judged_by_examples_of_which_no_mixes_were_fitted_to(net: nn.Module) -> None:
+    alone, trained = run(net, recipe=Recipe(joint=0)), run(net, recipe=Recipe(joint=0), recover=QUICK)
+    assert any("mixes" in note for note in alone.notes)
+    assert not any("mixes" in note for note in trained.notes)

@@ -169,5 +169,5 @@ def test_the_change_on_held_out_inputs_comes_first_where_it_is_known() -> None:
     outcome = residual_outcome()
     known = replace(outcome, verification=replace(outcome.verification, held_out_change=0.05))
     assert "the output changed by 5.0 % on held-out inputs" in headline(known)
-    assert "held out; 1.2 % on the 64 fitted to; predicted" in " ".join(render_text(known).split())
+    assert "on held-out inputs; 1.2 % on the 64 fitted to; predicted" in " ".join(render_text(known).split())
     assert "on held-out inputs" not in headline(outcome)

@@ -86,7 +86,7 @@ def test_composed_stages_give_what_optimize_gives(problem: Problem) -> None:
     composed = METHODS["factors only"](problem, 0.5)
     ours = bo.optimize(
         problem.original, problem.example, calibration=problem.calibration, budget=0.5, passes=FACTORS,
-        recipe=bo.Recipe(joint=0), seed=problem.draw, progress=False,
+        recipe=bo.Recipe(joint=0, mixes=0), seed=problem.draw, progress=False,
     ).model  # fmt: skip
     assert torch.equal(ours(problem.calibration), composed(problem.calibration))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
 
 Method = Callable[[Problem, float], nn.Module]
 RECOVERED = "+recovery"
+CACHE = Path("out/accuracy/cache")
 BUILT_IN = tuple(each.name for each in find_passes(None))
 
 
@@ -38,6 +40,7 @@ def _optimize(
         recipe=recipe,
         seed=problem.draw,
         allow_slower=True,  # the table is about multiply-adds, like the methods it compares with
+        cache=CACHE,  # what budgets and methods have in common is made once
         progress=False,
     )
 
@@ -108,6 +111,7 @@ ABLATIONS: Mapping[str, Method] = {
     "no refit": partial(_ours, recipe=Recipe(refit=False)),
     "no joint fit": partial(_ours, recipe=Recipe(joint=0)),
     "no refit nor joint fit": partial(_ours, recipe=Recipe(refit=False, joint=0)),
+    "no mixes": partial(_ours, recipe=Recipe(mixes=0)),
     "no rounds": partial(_ours, recipe=Recipe(rounds=0)),
     "in two steps": partial(_ours, recipe=Recipe(steps=2)),
     "no select": partial(_ours, passes=_without("select")),

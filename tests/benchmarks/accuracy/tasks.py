@@ -68,7 +68,8 @@ def _calibrate_digits(training: int, draw: int) -> Tensor:
 
 
 def _teach_digits(training: int, draw: int) -> Lesson:
-    return Lesson(_calibrate_digits(training, draw), Recovery(steps=RECOVERY_STEPS, seed=draw))
+    """All images that the network was trained on, without their labels."""
+    return Lesson(load_digits(training).train_x, Recovery(steps=RECOVERY_STEPS, seed=draw))
 
 
 def _run_digits(model: nn.Module, training: int) -> Tensor:

@@ -65,7 +65,7 @@ def collect_statistics(
     telling = _find_telling(working, layers)
     sums = _prepare_sums(layers, telling, sampling, storage or Storage(), ranks)
     modules = {path: _find_modules(working, (names or {}).get(path, (path,))) for path in layers}
-    walk = _Walk(working, data.batches, _count_real_batches(data), tuple(sums.values()), sampling, ranks, advance)
+    walk = _Walk(working, data, tuple(sums.values()), sampling, ranks, advance)
     with _hooks(modules, {path: each.watch for path, each in sums.items()}):
         found = walk.forward()
     scales = scales or found
@@ -76,11 +76,6 @@ def collect_statistics(
     layers_found = {path: each.finish() for path, each in sums.items()}
     _check_finite(layers_found, data)
     return Statistics(layers_found, data.examples, scales, undifferentiable=undifferentiable)
-
-
-def _count_real_batches(data: CalibrationData) -> int:
-    starts = [0, *itertools.accumulate(map(batch_size, data.batches))]
-    return sum(start < data.real for start in starts[:-1])
 
 
 def _find_telling(working: nn.Module, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:
@@ -147,23 +142,19 @@ def _hooks(modules: Mapping[str, Sequence[nn.Module]], hooks: Mapping[str, Calla
 
 @dataclass(frozen=True)
 class _Walk:
-    """Both walks over the batches. In each round every rank runs one batch; then all is added up in batch order.
-
-    Attributes:
-        real: How many of the batches, the first ones, hold no mixes: the spread of the output is theirs.
-    """
+    """Both walks over the batches. In each round every rank runs one batch; then all is added up in batch order."""
 
     working: nn.Module
-    batches: Sequence[Inputs]
-    real: int
+    data: CalibrationData
     sums: Sequence[LayerSums]
     sampling: Sampling
     ranks: Ranks
     advance: Advance
 
     def forward(self) -> tuple[OutputScale, ...]:
-        """See what flows through the layers."""
+        """See what flows through the layers; of the output, how far the examples spread it, without the mixes."""
         spreads: list[OutputSums] = []
+        real = len(self.data.real_batches)
 
         def see(batch: Inputs, example: int, what: str) -> list[OutputValues]:
             for each in self.sums:
@@ -172,9 +163,7 @@ class _Walk:
                 leaves = float_leaves(run_on_example(self.working, batch, what=what))
             return [OutputValues.of(leaf, batch_size(batch)) for leaf in leaves]
 
-        for number, seen in enumerate(self._rounds(see)):
-            if number >= self.real:
-                continue
+        for seen in list(self._rounds(see))[:real]:
             spreads.extend(OutputSums() for _ in seen[len(spreads) :])
             for spread, values in zip(spreads, seen, strict=False):
                 spread.add(values)
@@ -230,7 +219,7 @@ class _Walk:
         if most is None:
             return None
         device, dtype = _home(self.working)
-        batch = place_batch(max(self.batches, key=batch_size), device=device, dtype=dtype)
+        batch = place_batch(max(self.data.batches, key=batch_size), device=device, dtype=dtype)
         pairs, singles = cut_batch(batch, 2 * most), cut_batch(batch, most)
         if pairs is None or singles is None or len(singles) == 1:
             return most
@@ -239,12 +228,12 @@ class _Walk:
     def _rounds(self, run: Callable[[Inputs, int, str], T]) -> Iterator[T]:
         """Run all batches, as many at once as there are ranks; what each gave, in batch order, at all ranks."""
         device, dtype = _home(self.working)
-        starts = [0, *itertools.accumulate(map(batch_size, self.batches))]
-        for first in range(0, len(self.batches), self.ranks.count):
+        starts = [0, *itertools.accumulate(map(batch_size, self.data.batches))]
+        for first in range(0, len(self.data.batches), self.ranks.count):
             number = first + self.ranks.rank
             mine: list[T] = []
-            if number < len(self.batches):
-                batch = place_batch(self.batches[number], device=device, dtype=dtype)
+            if number < len(self.data.batches):
+                batch = place_batch(self.data.batches[number], device=device, dtype=dtype)
                 mine.append(run(batch, starts[number], f"calibration batch {number}"))
             for each in self.sums:
                 each.exchange()

@@ -48,6 +48,12 @@ class CalibrationData:
         """How many of the examples are no mixes."""
         return self.examples - self.mixes
 
+    @property
+    def real_batches(self) -> tuple[Inputs, ...]:
+        """The batches that hold no mixes."""
+        starts = itertools.accumulate(map(batch_size, self.batches), initial=0)
+        return tuple(batch for batch, start in zip(self.batches, starts, strict=False) if start < self.real)
+
     def take(self, most: int) -> CalibrationData:
         """The first batches, until they hold so many examples; all of them where they are fewer."""
         ends = list(itertools.accumulate(map(batch_size, self.batches)))

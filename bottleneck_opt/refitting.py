@@ -12,7 +12,6 @@ towards the factor at hand.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,11 +66,11 @@ def refit(
         return Refitted(weights, (), {})
     skipped = {step.path: reason for step in plan.steps if (reason := _find_obstacle(step, traced))}
     steps = {step.path: step for step in plan.steps if step.path not in skipped}
-    call, mixes = _join_batches(data, _most_examples(traced))
-    if call is None or batch_size(call) - mixes < HELD_OUT:
+    joined = _join_batches(data, _most_examples(traced))
+    if joined is None or joined.real < HELD_OUT:
         return Refitted(weights, (), dict.fromkeys(steps, "fewer than 5 examples of one shape"))
-    walk = _Walk(plan, steps, weights, curvatures, (batch_size(call), mixes), advance)
-    placed = _place(call, working)
+    walk = _Walk(plan, steps, weights, curvatures, joined, advance)
+    placed = _place(joined.batches[0], working)
     rewritten = rewrite_model(working, plan, weights)
     try:
         with torch.no_grad():
@@ -80,7 +79,7 @@ def refit(
             _run_hooked(rewritten, dict.fromkeys(steps, walk.correct), placed, inner)
     except InputError:
         return Refitted(
-            weights, (), {path: f"the model does not take {batch_size(call)} examples at once" for path in steps}
+            weights, (), dict.fromkeys(steps, f"the model does not take {joined.examples} examples at once")
         )
     return Refitted({**weights, **walk.weights}, tuple(walk.corrections), skipped)
 
@@ -113,27 +112,25 @@ def _count(shape: Sequence[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _join_batches(data: CalibrationData, limit: int) -> tuple[Inputs | None, int]:
-    """The examples of the most common shape as one call, and how many of them, the last ones, are mixes.
-
-    None when they cannot be joined.
-    """
+def _join_batches(data: CalibrationData, limit: int) -> CalibrationData | None:
+    """The examples of the most common shape, and their mixes, as one batch; None when they cannot be joined."""
     groups: dict[tuple[tuple[int, ...], ...], list[Inputs]] = {}
-    real: Counter[tuple[tuple[int, ...], ...]] = Counter()
-    start = 0
     for batch in data.batches:
         size = batch_size(batch)
         if any(not tensor.dim() or tensor.shape[0] != size for tensor in batch.tensors()):
-            return None, 0
-        shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors())
-        groups.setdefault(shapes, []).append(batch)
-        real[shapes] += size if start < data.real else 0
-        start += size
+            return None
+        groups.setdefault(_shapes(batch), []).append(batch)
     common = max(groups, key=lambda shapes: sum(map(batch_size, groups[shapes])))
-    batches = groups[common]
-    columns = [torch.cat(parts)[:limit] for parts in zip(*(batch.tensors() for batch in batches), strict=True)]
-    taken = iter(columns)
-    return batches[0].map(lambda _: next(taken)), max(0, len(columns[0]) - real[common])
+    columns = [torch.cat(parts)[:limit] for parts in zip(*(batch.tensors() for batch in groups[common]), strict=True)]
+    taken, count = iter(columns), len(columns[0])
+    real = sum(batch_size(batch) for batch in data.real_batches if _shapes(batch) == common)
+    call = groups[common][0].map(lambda _: next(taken))
+    return CalibrationData((call,), count, data.description, data.noise, mixes=max(0, count - real))
+
+
+def _shapes(batch: Inputs) -> tuple[tuple[int, ...], ...]:
+    """Of one example."""
+    return tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors())
 
 
 def _place(call: Inputs, working: nn.Module) -> Inputs:
@@ -181,17 +178,16 @@ class _Walk:
 
     def __init__(
         self, plan: Plan, steps: Mapping[str, Step], weights: Mapping[str, Sequence[Weights]],
-        curvatures: Mapping[str, Tensor], examples: tuple[int, int], advance: Advance,
+        curvatures: Mapping[str, Tensor], joined: CalibrationData, advance: Advance,
     ) -> None:  # fmt: skip
-        """Start before the first layer; of the examples, how many run, and how many of them, the last, are mixes."""
         self.weights: dict[str, Sequence[Weights]] = {}
         self.corrections: list[Correction] = []
         self._plan, self._steps, self._fitted, self._curvatures = plan, steps, weights, curvatures
-        self._examples, self._mixes, self._advance = *examples, advance
+        self._joined, self._advance = joined, advance
         self._targets: dict[str, Tensor] = {}
         self._positions: dict[str, Tensor] = {}
         wide = sum(step.original.out_channels for step in steps.values())
-        self._most = max(1, min(MOST_SAMPLES, MOST_BYTES // max(4 * wide, 1)) // max(self._examples, 1))
+        self._most = max(1, min(MOST_SAMPLES, MOST_BYTES // max(4 * wide, 1)) // max(joined.examples, 1))
 
     def take_target(self, path: str, module: nn.Module, output: Tensor) -> None:
         """Remember what the original layer gives."""
@@ -209,7 +205,7 @@ class _Walk:
         step, weights = self._steps[path], list(self._fitted[path])
         last = step.layers[-1]
         patches = take_patches(last, flowing, self._positions[path]).cpu()
-        samples = Samples(patches, self._targets.pop(path), self._examples, self._mixes)
+        samples = Samples(patches, self._targets.pop(path), self._joined.examples, self._joined.mixes)
         found = refit_last(last, samples, weights[-1], self._curvatures[path])
         accepted = found.weights is not None
         self.corrections.append(Correction(path, found.before, found.after, accepted, found.halved))

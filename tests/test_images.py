@@ -133,7 +133,7 @@ def test_python_takes_a_file_of_inputs(tmp_path: Path) -> None:
     net = seeded(classifier, dtype=torch.float32)
     origin = calibrate(net, calibration=tmp_path / "x.npy", progress=False).origin
     assert origin is not None
-    assert origin.data.startswith("7 ")
+    assert origin.data == "7 unlabelled examples"
     with pytest.raises(FileError, match="no such file or folder"):
         optimize(net, calibration="nowhere", progress=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bottleneck_opt.diagrams.cards import Block, Legend, centered
@@ -58,7 +59,7 @@ def head_side(side: str, outcome: Outcome) -> Heading:
 def head_diff(outcome: Outcome) -> Heading:
     """The heading of both models in one picture."""
     before, after = outcome.before.cost, outcome.after.cost
-    lines = (compare(before, after), ", ".join(_results(outcome)))
+    lines = (compare(before, after), *_fill_lines(_results(outcome)))
     return Heading(f"{class_name(outcome)}: {saving(before, after)}", lines)
 
 
@@ -106,6 +107,17 @@ def _results(outcome: Outcome) -> list[str]:
         before, after = milliseconds_text(checked.speed.before), milliseconds_text(checked.speed.after)
         words.append(f"time a call {shrink_text(before, after)}")
     return words
+
+
+def _fill_lines(phrases: Sequence[str]) -> list[str]:
+    """Phrases in as few lines as hold them: none is cut off for want of room."""
+    lines: list[str] = []
+    for phrase in phrases:
+        if lines and len(lines[-1]) + len(", ") + len(phrase) <= _LINE_LIMIT:
+            lines[-1] += f", {phrase}"
+        else:
+            lines.append(phrase)
+    return lines
 
 
 def write_heading(heading: Heading, layout: Layout, measure: Measure) -> tuple[Block, ...]:

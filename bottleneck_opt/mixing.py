@@ -12,9 +12,9 @@ longer what to expect of new inputs: for that, the model is run on mixes that no
 
 Source: Zhang et al. 2018 (mixup); Beyer et al. 2022 (mixes to copy a teacher's function, without labels).
 
-Measured at 0.33 of the multiply-adds, mean of three trainings with a draw each. Without it and
-with the default, KL on the test data from 64 unlabelled inputs: digits VGG 8.6e-4 and 6.0e-4, digits ResNet 8.3e-4 and 5.5e-4; from 16:
-7.3e-3 and 1.6e-3, 4.2e-3 and 1.7e-3. In a trial in which refitting held a fifth of the mixes out as well, with 1, 2
+Measured on test data, 0.33 of the multiply-adds, mean of three trainings with a draw each. Without it and with the
+default, KL from 64 unlabelled inputs: digits VGG 8.6e-4 and 6.0e-4, digits ResNet 8.3e-4 and 5.5e-4; from 16: 7.3e-3
+and 1.6e-3, 4.2e-3 and 1.7e-3. In a trial in which refitting held a fifth of the mixes out as well, with 1, 2
 and 3 mixes an example of 64: VGG 6.8e-4, 6.3e-4, 6.0e-4; ResNet 6.2e-4, 5.2e-4, 4.9e-4; with 3, 7 and 15 of 16: VGG
 2.2e-3, 1.6e-3, 1.5e-3. In it the denoiser, which is too large to get any by default, mean of two: -0.17 dB, with 1 and
 3 mixes -0.10 and -0.08. In the joint fit alone, on the VGG, mixes that are nearer to one of the two and ``a`` of a beta

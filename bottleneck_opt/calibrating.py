@@ -47,7 +47,8 @@ def calibrate(
 ) -> Statistics:
     """What :func:`optimize` learns from the calibration data, to be used again with ``optimize(statistics=...)``.
 
-    With the same data and seed the plan is the same as without, byte for byte.
+    With the same data and seed the plan is the same as without, byte for byte, unless ``recipe=`` or ``recover=`` asks
+    for another number of mixes: here there are as many as :class:`Recipe` makes by default.
 
     Args:
         model: Any module. It is not run, not moved and not changed; all work is done on copies.

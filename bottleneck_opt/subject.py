@@ -59,8 +59,8 @@ class Subject:
     Attributes:
         name: Qualified class name of the caller's model.
         original: The caller's model, or its recorded graph over a copy of its weights.
+        fitting: What layers are fitted to: the data, and mixes of its examples where they are few.
         arguments: The call that this graph was recorded with; None where ``original`` is the caller's model.
-        mixed: What layers are fitted to: the data, and mixes of its examples where they are few; None for the data.
     """
 
     name: str
@@ -68,15 +68,10 @@ class Subject:
     working: nn.Module
     traced: Traced
     data: CalibrationData
+    fitting: CalibrationData
     candidates: Candidates
     notes: tuple[str, ...]
     arguments: tuple[Argument, ...] | None = None
-    mixed: CalibrationData | None = None
-
-    @property
-    def fitting(self) -> CalibrationData:
-        """What layers are fitted to."""
-        return self.data if self.mixed is None else self.mixed
 
     @property
     def example(self) -> Inputs:
@@ -124,7 +119,8 @@ def prepare_subject(original: nn.Module, request: Request, *, as_graph: bool = F
     macs = traced.cost.macs / max(1, batch_size(example))
     mixed = mix(data, working, macs, request.mixes, seed=request.seed)
     notes = (*notes, *data.notes, *_tell_about_mixes(mixed))
-    return Subject(name, original, working, traced, data, candidates.without(refused), notes, arguments, mixed.data)
+    left = candidates.without(refused)
+    return Subject(name, original, working, traced, data, mixed.data, left, notes, arguments)
 
 
 def _open_calibration(original: nn.Module, request: Request) -> Request:

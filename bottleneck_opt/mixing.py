@@ -69,18 +69,25 @@ def mix(data: CalibrationData, model: nn.Module, macs: float, wanted: int | None
     count = plan_mixes(data, macs) if wanted is None else wanted
     if data.noise or not count:
         return Mixed(data)
-    if not all(map(_is_mixable, data.batches)):
-        return Mixed(data, "the inputs are not all floating point")
+    obstacle = find_obstacle(data, model)
+    if obstacle:
+        return Mixed(data, obstacle)
     mixes = _draw_mixes(data, count, torch.Generator().manual_seed(seed))
-    if not mixes.batches:
-        return Mixed(data, "no two examples have the same shape")
-    if not _can_run(model, mixes.batches[0]):
-        return Mixed(data, "the model does not run on them")
     batches, examples = (*data.batches, *mixes.batches), data.examples + mixes.examples
     return Mixed(replace(data, batches=batches, examples=examples, mixes=mixes.mixes))
 
 
-def mix_anew(data: CalibrationData, *, seed: int) -> CalibrationData:
+def find_obstacle(data: CalibrationData, model: nn.Module) -> str:
+    """Why no mixes of the examples can be made or run by the model; empty where they can."""
+    if not all(map(_is_mixable, data.batches)):
+        return "the inputs are not all floating point"
+    trial = _draw_mixes(data, 1, torch.Generator().manual_seed(0))
+    if not trial.batches:
+        return "no two examples have the same shape"
+    return "" if _can_run(model, trial.batches[0]) else "the model does not run on them"
+
+
+def mix_anew(data: CalibrationData, *, seed: int, purpose: str = "new mixes") -> CalibrationData:
     """Mixes alone, other ones than :func:`mix` makes with this seed, 64 or more: inputs that nothing was fitted to.
 
     Measured on two digits VGG fitted to 64 inputs, 0.33 of the multiply-adds: the change of the output was 0.36 and
@@ -89,8 +96,9 @@ def mix_anew(data: CalibrationData, *, seed: int) -> CalibrationData:
     Args:
         data: The examples.
         seed: Of the run.
+        purpose: Each has mixes of its own.
     """
-    draws = torch.Generator().manual_seed(zlib.crc32(f"{seed}/new mixes".encode()))
+    draws = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
     return _draw_mixes(data, math.ceil(LEAST_NEW / data.examples), draws)
 
 

@@ -242,8 +242,9 @@ def _tell_data(verification: Verification, subject: Subject, carried: Carried) -
 
 
 def _choose_mixes(recipe: Recipe, recovery: Recovery | None) -> int | None:
-    """Training is judged by examples that nothing was fitted to, not even as mixes."""
-    return 0 if recovery is not None and recipe.mixes is None else recipe.mixes
+    """Training on the examples alone is judged by some that nothing was fitted to, not even as mixes."""
+    alone = recovery is not None and (not recovery.mixes or recovery.loss is not None)
+    return 0 if alone and recipe.mixes is None else recipe.mixes
 
 
 def _needs_graph(passes: Sequence[AnyPass]) -> bool:

@@ -148,7 +148,10 @@ class Recovered:
         steps: Steps that were run.
         best_step: The step whose weights were kept; 0 for those before training.
         stopped: Why training ended before its last step; empty when it did not.
-        trained_on, held_out: Number of examples.
+        trained_on, held_out: Number of examples to learn from and to judge by.
+        mixed: Whether mixes of two examples were learnt from; then the examples to judge by are those that were mixed,
+            and mixes that were not learnt from.
+        unmixed: Why there were none, where the examples are few; empty elsewhere.
         norms: What came of measuring batch-norm statistics again: ``kept``, ``no help``, or why it was not done.
         noise: The examples were made up.
     """
@@ -162,6 +165,8 @@ class Recovered:
     held_out: int
     norms: str
     noise: bool
+    mixed: bool = False
+    unmixed: str = ""
 
     @property
     def accepted(self) -> bool:

@@ -25,8 +25,8 @@ class Recipe:
             as many as a limit on their cost allows, none for large models and where the inputs are made up.
         mixes: How many mixes of two calibration inputs to fit to beside each input; 0 for none. None takes as many as
             bring up a few inputs to 256, where running the model on all of them is quick
-            (:mod:`bottleneck_opt.mixing` has the numbers), and none with ``recover=``, which is judged by inputs that
-            nothing was fitted to.
+            (:mod:`bottleneck_opt.mixing` has the numbers), and none with a recovery that trains on no mixes: that is
+            judged by inputs that nothing was fitted to.
 
     Raises:
         InputError: A number is out of range.

@@ -24,7 +24,6 @@ from tests.networks import classifier, noise, seeded
 
 X = noise(12, 3, 8, 8, dtype=torch.float32)
 RECOVERY = bo.Recovery(steps=6, batch=4, check_every=2)
-UNMIXED = bo.Recipe(mixes=0)  # with recovery and without: what is fitted to is then the same
 
 
 def network() -> nn.Module:
@@ -33,7 +32,7 @@ def network() -> nn.Module:
 
 def run(cache: Path | None = None, *, of: nn.Module | None = None, **options: Any) -> bo.Result:
     """The whole run."""
-    usual = {"calibration": X, "budget": 0.4, "recover": RECOVERY, "recipe": UNMIXED, "progress": False}
+    usual = {"calibration": X, "budget": 0.4, "recover": RECOVERY, "progress": False}
     return bo.optimize(of or network(), X[:1], cache=cache, allow_slower=True, **{**usual, **options})
 
 

@@ -131,9 +131,9 @@ def test_another_budget_reads_back_what_does_not_depend_on_it(copied: Path) -> N
         ({"exclude": "0"}, set()),
         ({"passes": ["reduce"], "recover": None}, {"calibrate", "propose"}),
         ({"passes": ["tucker:steps=2"], "recover": None}, {"calibrate"}),
-        ({"recipe": bo.Recipe(joint=2, mixes=0), "recover": None}, {"calibrate", "propose"}),
-        ({"recipe": bo.Recipe(curvature=False, mixes=0), "recover": None}, {"calibrate"}),
-        ({"recipe": bo.Recipe(), "recover": None}, set()),
+        ({"recipe": bo.Recipe(joint=2), "recover": None}, {"calibrate", "propose"}),
+        ({"recipe": bo.Recipe(curvature=False), "recover": None}, {"calibrate"}),
+        ({"recipe": bo.Recipe(mixes=0), "recover": None}, set()),
         ({"recover": 3}, {"calibrate", "propose", "fit", "fit together"}),
     ],
 )
@@ -191,7 +191,7 @@ def test_calibrate_and_optimize_share_a_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("bottleneck_opt.calibrating.collect_statistics", None)
     again = bo.calibrate(network(), X[:1], calibration=X, cache=tmp_path, progress=False)
     assert again.origin == statistics.origin
-    assert read_back(run(tmp_path, recover=None, recipe=bo.Recipe())) == {"calibrate"}
+    assert read_back(run(tmp_path, recover=None)) == {"calibrate"}
 
 
 def test_given_statistics_are_told_apart(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_search_above_a_floor_goes_on(tmp_path: Path) -> None:
         with torch.no_grad():
             return -float((model(X) - network()(X)).square().mean())
 
-    options = {"budget": None, "max_drop": 1e-4, "evaluate": evaluate}
+    options: dict[str, Any] = {"budget": None, "max_drop": 1e-4, "evaluate": evaluate}
     results = [run(cache, **options) for cache in (None, tmp_path, tmp_path)]
     assert len(list(tmp_path.glob("recover*"))) > 1
     assert read_back(results[2]) == set(STAGES)
@@ -220,7 +220,7 @@ def test_a_search_above_a_floor_goes_on(tmp_path: Path) -> None:
 
 
 def test_halfway_models_are_not_mixed_up_with_the_original(tmp_path: Path) -> None:
-    options = {"recipe": bo.Recipe(steps=2), "recover": None}
+    options: dict[str, Any] = {"recipe": bo.Recipe(steps=2), "recover": None}
     results = [run(cache, **options) for cache in (None, tmp_path, tmp_path)]
     assert read_back(results[2]) == set(STAGES) - {"recover"}
     assert all(same(each, results[0]) for each in results)

@@ -21,9 +21,9 @@ from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.recovery.weights import copy_tensors
 from bottleneck_opt.tensor_bytes import bytes_of
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "bottleneck_opt"
-_NOW, _BEST, _ADAM = "now/", "best/", "adam/"
+_NOW, _MEAN, _BEST, _ADAM = "now/", "mean/", "best/", "adam/"
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -57,6 +57,19 @@ class Progress:
     best: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Moving:
+    """What every step changes beside the weights themselves.
+
+    Attributes:
+        adam: The optimiser, with its own tensors.
+        mean: The running mean of the weights, by name; it is what is judged and kept.
+    """
+
+    adam: torch.optim.Adam
+    mean: Mapping[str, Tensor]
+
+
 @with_config(ConfigDict(extra="forbid", ser_json_inf_nan="constants"))
 @dataclass(frozen=True)
 class _Header:
@@ -85,16 +98,17 @@ class Checkpoint:
     identity: Identity
     trained: Mapping[str, Tensor]
 
-    def write(self, progress: Progress, adam: torch.optim.Adam) -> None:
+    def write(self, progress: Progress, moving: Moving) -> None:
         """Write the file, whole.
 
         Raises:
             FileError: It cannot be written.
         """
         tensors = {f"{_NOW}{name}": each for name, each in self.trained.items()}
+        tensors |= {f"{_MEAN}{name}": each for name, each in moving.mean.items()}
         tensors |= {f"{_BEST}{name}": each for name, each in progress.best.items()}
         for name, parameter in self.trained.items():
-            tensors |= {f"{_ADAM}{key}/{name}": each for key, each in adam.state.get(parameter, {}).items()}
+            tensors |= {f"{_ADAM}{key}/{name}": each for key, each in moving.adam.state.get(parameter, {}).items()}
         header = _Header(
             self.identity, progress.step, progress.start_loss, progress.best_loss, progress.best_step, progress.stopped
         )
@@ -102,8 +116,8 @@ class Checkpoint:
         text = TypeAdapter(_Header).dump_json(header).decode()
         write_whole(self.path, safetensors.torch.save(stored, metadata={_KEY: text}))
 
-    def restore(self, adam: torch.optim.Adam) -> Progress | None:
-        """Put weights and optimiser where they were when the file was written; None where there is no file.
+    def restore(self, moving: Moving) -> Progress | None:
+        """Put weights, their mean and the optimiser where they were when the file was written; None without a file.
 
         Raises:
             FileError: It cannot be read, or belongs to another run. Nothing was changed.
@@ -112,13 +126,14 @@ class Checkpoint:
             return None
         header, tensors = _load(self.path)
         _check_identity(self.path, header.identity, self.identity)
-        now, best = (self._pick(tensors, part) for part in (_NOW, _BEST))
+        now, mean, best = (self._pick(tensors, part) for part in (_NOW, _MEAN, _BEST))
         copy_tensors(now, self.trained)
+        copy_tensors(mean, moving.mean)
         for name in (name for name in tensors if name.startswith(_ADAM)):
             key, _, owner = name.removeprefix(_ADAM).partition("/")
             parameter, value = self.trained[owner], tensors[name]
             placed = value if key == "step" else torch.empty_like(parameter).copy_(value).detach()  # as torch keeps it
-            adam.state[parameter][key] = placed
+            moving.adam.state[parameter][key] = placed
         return Progress(header.step, header.start_loss, header.best_loss, header.best_step, header.stopped, best)
 
     def _pick(self, tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -152,17 +167,17 @@ class _SpareCheckpoint(Checkpoint):
 
     spare: Spare
 
-    def write(self, progress: Progress, adam: torch.optim.Adam) -> None:
+    def write(self, progress: Progress, moving: Moving) -> None:
         """Write the file, whole, where that can be done."""
         try:
-            super().write(progress, adam)
+            super().write(progress, moving)
         except FileError as error:
             self.spare.tell_lost(error)
 
-    def restore(self, adam: torch.optim.Adam) -> Progress | None:
-        """Put weights and optimiser where they were; None, with nothing changed, where the file does not tell."""
+    def restore(self, moving: Moving) -> Progress | None:
+        """Put everything where it was; None, with nothing changed, where the file does not tell."""
         try:
-            found = super().restore(adam)
+            found = super().restore(moving)
         except FileError as error:
             self.spare.tell_lost(error)
             return None

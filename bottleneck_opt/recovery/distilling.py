@@ -15,7 +15,7 @@ from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.errors import ModelError
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.progress import UNSEEN, Shown
-from bottleneck_opt.recovery.checkpoint import Checkpoint, Progress, Spare, find_checkpoint
+from bottleneck_opt.recovery.checkpoint import Checkpoint, Moving, Progress, Spare, find_checkpoint
 from bottleneck_opt.recovery.examples import Split, check_batch, make_batch, split_examples
 from bottleneck_opt.recovery.norms import reestimate_norms
 from bottleneck_opt.recovery.objective import Objective, find_blocks
@@ -28,6 +28,7 @@ WARM_UP = 0.05
 SMALLEST_SIZE = 0.01
 LARGEST_GRADIENT = 1.0
 LARGEST_RATE, RATE_OF_ROOT = 0.004, 0.05
+MEMORY = 0.95  # of the mean of the weights, for a step
 
 
 def distil(
@@ -37,20 +38,22 @@ def distil(
     """Train a rewritten working copy towards the original's outputs.
 
     All floating parameters are trained, in eval mode throughout, so that dropout is off and batch norms keep their
-    statistics. The loss is the squared change of the output relative to its variance, plus five times the mean of the
-    same at the outputs of the blocks around rewritten layers. It is judged by the outputs alone.
+    statistics. The loss is the squared change of the output relative to its variance, plus twice the mean of the
+    same at the outputs of the blocks around rewritten layers. It is judged by the outputs alone. What is judged and
+    kept is a running mean of the weights (Polyak and Juditsky 1992).
 
     Measured on two trainings of the digits ResNet at 0.15 of the MACs, by reduce and expand without refitting, 64
     unlabelled images, KL to the original on the 797 test digits, before 0.070 and 0.075. Weight of the blocks
     0: 0.011, 0.009; 0.5: 0.008, 0.007; 5: 0.007, 0.006;
     10: 0.007, 0.006. The KL of the softmax as the loss instead: 0.015, 0.019 without blocks, 0.007, 0.006 with them at
     weight 5; the squared change is as good and fits every kind of output. Training the new layers only: the same
-    within 5 %.
+    within 5 %. Near the original (the default fits at 0.75 to 0.25, 1,000 images) the VGG's KL with weight 1 was 0.9
+    times that with 5, the ResNet's the same; from 64 images the ResNet's was 1.05 times that. Two lies between.
 
     Args:
         teacher: A working copy of the original.
         student: A working copy of the rewritten model. It is trained in place and left with the weights that were best
-            on the held-out examples, bit for bit those it came with when nothing was better.
+            by the examples to judge by, bit for bit those it came with when nothing was better.
         data: Unlabelled examples, at least two.
         recovery: The options.
         scales: Spread of each output tensor, from calibration; None measures it.
@@ -78,6 +81,8 @@ def distil(
         held_out=lesson.split.held_out_examples,
         norms=norms,
         noise=data.noise,
+        mixed=lesson.split.mixed,
+        unmixed=lesson.split.unmixed,
     )
 
 
@@ -128,22 +133,21 @@ def _trainable(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _train(lesson: _Lesson, shown: Shown) -> Progress:
-    adam = _make_adam(lesson)
-    progress = lesson.checkpoint.restore(adam) if lesson.checkpoint else None
+    moving = Moving(_make_adam(lesson), snapshot(lesson.trained))
+    progress = lesson.checkpoint.restore(moving) if lesson.checkpoint else None
     if progress is None:
         loss = lesson.objective.mean_loss(lesson.split.held_out)
         progress = Progress(0, loss, loss, 0, _why_not(lesson, loss), snapshot(lesson.trained))
-        _save(lesson, progress, adam)
+        _save(lesson, progress, moving)
     for _ in range(progress.step):
         shown()
     try:
         while not progress.stopped and progress.step < lesson.recovery.steps:
-            progress = _advance_once(lesson, adam, progress)
+            progress = _advance_once(lesson, moving, progress)
             shown()
             if progress.step % lesson.recovery.check_every == 0:
-                shown.tell(
-                    f"step {progress.step}, held-out loss {progress.start_loss:.3g} -> {progress.best_loss:.3g}"
-                )  # fmt: skip
+                judged = "loss on examples and new mixes" if lesson.split.mixed else "held-out loss"
+                shown.tell(f"step {progress.step}, {judged} {progress.start_loss:.3g} -> {progress.best_loss:.3g}")
     finally:  # interrupted or not, the student ends with its best weights
         copy_tensors(progress.best, lesson.trained)
     return progress
@@ -162,9 +166,9 @@ def _typical_size(parameter: Tensor) -> float:
     return max(SMALLEST_SIZE, float(parameter.detach().double().square().mean().sqrt()))
 
 
-def _save(lesson: _Lesson, progress: Progress, adam: torch.optim.Adam) -> None:
+def _save(lesson: _Lesson, progress: Progress, moving: Moving) -> None:
     if lesson.checkpoint is not None:
-        lesson.checkpoint.write(progress, adam)
+        lesson.checkpoint.write(progress, moving)
 
 
 def _why_not(lesson: _Lesson, loss: float) -> str:
@@ -177,22 +181,38 @@ def _why_not(lesson: _Lesson, loss: float) -> str:
     return "" if lesson.trained else "the model has no parameters"
 
 
-def _advance_once(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> Progress:
+def _advance_once(lesson: _Lesson, moving: Moving, progress: Progress) -> Progress:
     """One step, and a look at the held-out examples where it is time for one."""
-    stopped = _take_step(lesson, adam, progress)
+    stopped = _take_step(lesson, moving.adam, progress)
+    if not stopped:
+        _follow(moving.mean, lesson.trained, progress.step)
     progress = replace(progress, step=progress.step + 1, stopped=stopped)
     if not stopped and progress.step % lesson.recovery.check_every and progress.step < lesson.recovery.steps:
         return progress
     if not stopped:
-        progress = _look(lesson, progress)
-    _save(lesson, progress, adam)
+        progress = _look(lesson, moving.mean, progress)
+    _save(lesson, progress, moving)
     return progress
 
 
-def _look(lesson: _Lesson, progress: Progress) -> Progress:
+def _follow(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor], step: int) -> None:
+    """Let the running mean take in the weights; it forgets faster in the beginning."""
+    share = 1 - min(MEMORY, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in weights.items():
+            mean[name].lerp_(value, share)
+
+
+def _look(lesson: _Lesson, mean: Mapping[str, Tensor], progress: Progress) -> Progress:
+    """Judge the mean of the weights: it is ahead of weights that every batch pulls elsewhere."""
+    now = snapshot(lesson.trained)
+    copy_tensors(mean, lesson.trained)
     loss = lesson.objective.mean_loss(lesson.split.held_out)
+    copy_tensors(now, lesson.trained)
     if loss < progress.best_loss:
-        return replace(progress, best_loss=loss, best_step=progress.step, best=snapshot(lesson.trained))
+        return replace(progress, best_loss=loss, best_step=progress.step, best=snapshot(mean))
+    if lesson.recovery.patience is None:
+        return progress
     waited = lesson.recovery.patience * lesson.recovery.check_every
     if waited <= progress.step - progress.best_step and progress.step < lesson.recovery.steps:
         return replace(progress, stopped=f"no improvement in {waited} steps")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bottleneck_opt.calibration_data import CalibrationData, place_batch
 from bottleneck_opt.errors import InputError
 from bottleneck_opt.inputs import Inputs, batch_size
+from bottleneck_opt.mixing import ENOUGH, find_obstacle, mix_anew
 from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.working_copy import run_on_example
 
@@ -22,10 +23,19 @@ _ALL = (slice(None), slice(None))  # batch and channels
 
 @dataclass(frozen=True)
 class Split:
-    """The data: single examples to train on, those that can share a batch together, and held-out batches."""
+    """The data.
+
+    Attributes:
+        groups: Single examples to train on, those that can share a batch together.
+        held_out: Batches to judge by.
+        mixed: Whether mixes of the examples are trained on, and judged by beside the examples themselves.
+        unmixed: Why they are not, where they are few; empty elsewhere.
+    """
 
     groups: tuple[tuple[Inputs, ...], ...]
     held_out: tuple[Inputs, ...]
+    mixed: bool = False
+    unmixed: str = ""
 
     @property
     def examples(self) -> int:
@@ -39,30 +49,43 @@ class Split:
 
 
 def split_examples(data: CalibrationData, teacher: nn.Module, recovery: Recovery) -> Split:
-    """Hold out a share of the examples, evenly spread: with the usual share, those that the fits held out.
+    """What to train on and what to judge by.
 
-    Refitting and fitting together hold out every fifth example too. Judged by examples that the weights were fitted
-    to, the start would look better than it is, and no training would be kept. So ``optimize(recover=)`` fits to no
-    mixes.
+    Few examples are mixed, and judged by together with mixes that are not trained on. Of many, a share is held out,
+    evenly spread: with the usual share, those that the fits held out. Refitting and fitting together hold out every
+    fifth example too; judged by examples that the weights were fitted to, the start would look better than it is, and
+    no training would be kept.
 
     Raises:
         InputError: There is only one example.
     """
-    like = next((p for p in teacher.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
-    examples = [
-        (key, place_batch(each, device=like.device, dtype=like.dtype)) for key, each in _single_examples(data.batches)
-    ]
+    examples = _place_examples(data, teacher)
     if len(examples) < 2:
         raise InputError(
             f"calibration: got {len(examples)} example to recover with; expected at least 2, one to learn from and one "
             "to judge by. Pass more unlabelled inputs (some tens), or leave recover= out."
         )
+    few = recovery.mixes and recovery.loss is None and not data.noise and data.examples < ENOUGH
+    obstacle = find_obstacle(data, teacher) if few else ""
+    if few and not obstacle:
+        unseen = _place_examples(mix_anew(data, seed=recovery.seed, purpose="mixes to judge training by"), teacher)
+        return Split(tuple(_group(examples)), _in_batches([*examples, *unseen], recovery.batch), mixed=True)
     chosen = choose_held_out(len(examples), recovery.held_out)
-    held_out = _group(example for index, example in enumerate(examples) if index in chosen)
+    held_out = [example for index, example in enumerate(examples) if index in chosen]
     groups = _group(example for index, example in enumerate(examples) if index not in chosen)
-    size = recovery.batch
-    batches = [_join(group[at : at + size]) for group in held_out for at in range(0, len(group), size)]
-    return Split(tuple(groups), tuple(batches))
+    return Split(tuple(groups), _in_batches(held_out, recovery.batch), unmixed=obstacle)
+
+
+def _place_examples(data: CalibrationData, teacher: nn.Module) -> list[tuple[str, Inputs]]:
+    """Every example as a call of its own, on the teacher's device and in its precision."""
+    like = next((p for p in teacher.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
+    return [
+        (key, place_batch(each, device=like.device, dtype=like.dtype)) for key, each in _single_examples(data.batches)
+    ]
+
+
+def _in_batches(examples: Iterable[tuple[str, Inputs]], size: int) -> tuple[Inputs, ...]:
+    return tuple(_join(group[at : at + size]) for group in _group(examples) for at in range(0, len(group), size))
 
 
 def choose_held_out(count: int, share: float) -> frozenset[int]:
@@ -123,6 +146,8 @@ def _join(examples: Sequence[Inputs]) -> Inputs:
 def make_batch(split: Split, recovery: Recovery, step: int) -> Inputs:
     """The batch of a step: every example is seen once before one is seen again, in an order of the seed.
 
+    Where mixes are trained on, each of these is mixed with any example that can share a batch with it.
+
     It follows from the seed and the step alone, so that a run can go on in the middle.
 
     Raises:
@@ -131,13 +156,31 @@ def make_batch(split: Split, recovery: Recovery, step: int) -> Inputs:
     sizes = _count_each(split, recovery)
     turn, place = divmod(step, sum(sizes))
     order = _generator(recovery.seed, f"order {turn}")
-    chunks: list[list[Inputs]] = []
+    chunks: list[tuple[tuple[Inputs, ...], list[Inputs]]] = []
     for group, size in zip(split.groups, sizes, strict=True):
         shuffled = torch.randperm(len(group), generator=order, device="cpu").tolist()
-        chunks.extend([group[i] for i in shuffled[at * recovery.batch :][: recovery.batch]] for at in range(size))
-    chosen = chunks[int(torch.randperm(len(chunks), generator=order, device="cpu")[place])]
+        parts = [shuffled[at * recovery.batch :][: recovery.batch] for at in range(size)]
+        chunks.extend((group, [group[i] for i in part]) for part in parts)
+    group, chosen = chunks[int(torch.randperm(len(chunks), generator=order, device="cpu")[place])]
     draws = _generator(recovery.seed, f"crop and flip {step}")
+    if split.mixed:
+        partners = torch.randint(len(group), (len(chosen),), generator=draws, device="cpu").tolist()
+        shares = torch.rand(len(chosen), generator=draws, device="cpu").tolist()
+        others = [_augment(group[index], recovery, draws) for index in partners]
+        chosen = [_augment(example, recovery, draws) for example in chosen]
+        return _join([_blend(*each) for each in zip(chosen, others, shares, strict=True)])
     return _join([_augment(example, recovery, draws) for example in chosen])
+
+
+def _blend(example: Inputs, other: Inputs, share: float) -> Inputs:
+    """The share of one and the rest of the other; what they have in common stays as it is."""
+    theirs = iter(other.tensors())
+
+    def mix(tensor: Tensor) -> Tensor:
+        partner = next(theirs)
+        return tensor if partner is tensor else torch.lerp(partner, tensor, share)
+
+    return example.map(mix)
 
 
 def count_batches(split: Split, recovery: Recovery) -> int:

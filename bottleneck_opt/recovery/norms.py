@@ -49,7 +49,7 @@ def reestimate_norms(objective: Objective, split: Split, recovery: Recovery, los
 def _measure(student: nn.Module, norms: Iterable[_BatchNorm], split: Split, recovery: Recovery) -> None:
     """One pass over the training examples with the norms in train mode; their mode and counters stay as they were."""
     before = [(norm, norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
-    plain = replace(recovery, crop=None, flip=False)
+    plain, alone = replace(recovery, crop=None, flip=False), replace(split, mixed=False)
     try:
         for norm, _, _ in before:
             norm.reset_running_stats()
@@ -58,7 +58,7 @@ def _measure(student: nn.Module, norms: Iterable[_BatchNorm], split: Split, reco
         with torch.no_grad():
             for step in range(count_batches(split, plain)):
                 torch.manual_seed(plain.seed)
-                make_batch(split, plain, step).call(student)
+                make_batch(alone, plain, step).call(student)
     finally:
         for norm, momentum, count in before:
             norm.eval()

@@ -19,7 +19,7 @@ from bottleneck_opt.recovery.options import Loss
 from bottleneck_opt.statistics import OutputScale
 
 MOST_FEATURES = 8
-BLOCKS = 5.0
+BLOCKS = 2.0
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,10 @@ def recover(
 
     Args:
         result: What ``optimize`` returned; it is not changed.
-        calibration: Unlabelled data, as for ``optimize``, better other or more than the result was fitted to: where
-            mixes of it were, the start is judged too well, and training was never kept (eight runs on digits). None
-            uses noise, and only for a result that was itself
-            fitted to noise: one that was fitted to real inputs would lose by it (measured on the digits ResNet at a
-            quarter of the MACs fitted to noise: KL 0.23 -> 0.05 by noise, 0.002 by 64 images; at 0.15 fitted to
-            images: 0.07 -> 0.13 by noise, 0.006 by the images).
+        calibration: Unlabelled data, as for ``optimize``, better more than the result was fitted to. None uses noise,
+            and only for a result that was itself fitted to noise: one that was fitted to real inputs would lose by it
+            (measured on the digits ResNet at a quarter of the MACs fitted to noise: KL 0.23 -> 0.05 by noise, 0.002 by
+            64 images; at 0.15 fitted to images: 0.07 -> 0.13 by noise, 0.006 by the images).
         teacher: The model that was given to ``optimize``. It is not run, not moved and not changed.
         recovery: A number of steps or a :class:`Recovery`; None takes its defaults.
         calibration_limit: Examples read at most.
@@ -68,7 +66,7 @@ def recover(
 
     Returns:
         A result with a model of its own, new measurements, and a note that says what training did. Where nothing did
-        better on the held-out examples, its weights are those of ``result`` bit for bit.
+        better on what it was judged by, its weights are those of ``result`` bit for bit.
 
     Raises:
         InputError: The data or the options cannot be used.
@@ -147,15 +145,25 @@ def teach(
 def list_recovery_notes(recovered: Recovered) -> tuple[str, ...]:
     """What training did, and on what, in sentences for the report."""
     ended = f", ended early: {recovered.stopped}" if recovered.stopped else ""
-    looked = f"{recovered.steps} steps on {recovered.trained_on} examples, judged on {recovered.held_out} held out"
+    if recovered.mixed:
+        new = recovered.held_out - recovered.trained_on
+        looked = (
+            f"{recovered.steps} steps on mixes of {recovered.trained_on} examples, judged on those and {new} new mixes"
+        )
+    else:
+        looked = f"{recovered.steps} steps on {recovered.trained_on} examples, judged on {recovered.held_out} held out"
     if recovered.accepted:
         norms = ", batch-norm statistics measured again" if recovered.norms == "kept" else ""
         kept = f"weights of step {recovered.best_step}{norms}"
         came = f"loss there {recovered.before:.3g} -> {recovered.after:.3g} ({kept})"
     else:
         came = f"nothing did better than the start (loss {recovered.before:.3g}), kept as is"
-    warning = ("recovered on noise: a few real inputs (calibration=) bring back far more",) if recovered.noise else ()
-    return (f"recovery: {looked}{ended}: {came}", *warning)
+    more = []
+    if recovered.unmixed:
+        more.append(f"recovery: trained on the few examples alone, on no mixes of them: {recovered.unmixed}")
+    if recovered.noise:
+        more.append("recovered on noise: a few real inputs (calibration=) bring back far more")
+    return (f"recovery: {looked}{ended}: {came}", *more)
 
 
 def _check_noise_helps(result: Result) -> None:

@@ -156,7 +156,7 @@ def _recovery_number(outcome: Outcome) -> tuple[Number, ...]:
         return ()
     kept = f"weights of step {found.best_step} of {found.steps}" if found.accepted else "nothing did better, not kept"
     change = change_text(found.before, found.after) if found.accepted and math.isfinite(found.before) else ""
-    note = f"{found.held_out} held-out examples, {kept}"
+    note = f"{found.held_out} {'examples and new mixes' if found.mixed else 'held-out examples'}, {kept}"
     return (Number("loss by recovery", f"{found.before:.3g}", f"{found.after:.3g}", change, note, saves=False),)
 
 

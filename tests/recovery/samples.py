@@ -17,7 +17,7 @@ from tests.networks import Computes, conv, noise, seeded
 
 X = noise(20, 3, 8, 8, dtype=torch.float32)
 UNFITTED = Recipe(joint=0, mixes=0)  # leaves something for recovery to do
-QUICK = Recovery(steps=40, check_every=10, batch=8)
+QUICK = Recovery(steps=40, check_every=10, batch=8, mixes=False)
 
 
 def data(*batches: Any) -> CalibrationData:

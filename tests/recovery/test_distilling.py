@@ -96,9 +96,25 @@ def test_the_step_size_follows_the_start_unless_one_or_a_loss_is_given(
     assert choose_rate(replace(QUICK, **options), start) == pytest.approx(expected)
 
 
+def test_the_mean_of_weights_that_swing_is_better_than_the_last_ones(
+    pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(memory: float) -> Recovered:
+        monkeypatch.setattr("bottleneck_opt.recovery.distilling.MEMORY", memory)
+        options = replace(QUICK, steps=400, patience=4, learning_rate=0.03, reestimate_norms=False)
+        return distil(pair[0], copy.deepcopy(pair[1]), data(), options)
+
+    assert train(0.95).after < 0.7 * train(0.0).after
+
+
 def test_training_ends_early_without_improvement(pair: tuple[nn.Module, nn.Module]) -> None:
     found = distil(*pair, data(), replace(QUICK, steps=500, learning_rate=1.0, patience=2))
     assert (found.steps, found.stopped) == (20, "no improvement in 20 steps")
+
+
+def test_without_patience_all_steps_are_taken(pair: tuple[nn.Module, nn.Module]) -> None:
+    found = distil(*pair, data(), replace(QUICK, steps=200, check_every=1, learning_rate=1.0))
+    assert (found.steps, found.stopped) == (200, "")
 
 
 def test_training_that_ran_to_its_end_did_not_end_early(pair: tuple[nn.Module, nn.Module]) -> None:
@@ -152,7 +168,9 @@ def test_advance_is_called_for_every_step(pair: tuple[nn.Module, nn.Module]) -> 
 
 def test_every_look_at_the_held_out_examples_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     net, x = seeded(classifier, dtype=torch.float32), torch.randn(20, 3, 8, 8)
-    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=40, progress=True)
+    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=QUICK, progress=True)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recover: step")]
-    assert len(told) == 2
+    assert len(told) == 4
     assert "held-out loss" in told[0]
+    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=20, progress=True)
+    assert "recover: step 20, loss on examples and new mixes" in capsys.readouterr().err

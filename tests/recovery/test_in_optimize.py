@@ -132,7 +132,22 @@ def test_what_cannot_work_is_told_before_the_work(
     assert "calibrate" not in capsys.readouterr().err
 
 
-def test_training_is_judged_by_examples_of_which_no_mixes_were_fitted_to(net: nn.Module) -> None:
-    alone, trained = run(net, recipe=Recipe(joint=0)), run(net, recipe=Recipe(joint=0), recover=QUICK)
-    assert any("mixes" in note for note in alone.notes)
-    assert not any("mixes" in note for note in trained.notes)
+def test_few_examples_are_fitted_to_and_trained_on_in_mixes(net: nn.Module) -> None:
+    alone, trained = (run(net, recipe=Recipe(joint=0), recover=steps) for steps in (None, 60))
+    found = trained.recovery
+    assert found is not None
+    assert (found.trained_on, found.held_out, found.mixed) == (20, 100, True)  # four times twenty new mixes
+    assert found.accepted
+    assert any("60 steps on mixes of 20 examples, judged on those and 80 new mixes" in note for note in trained.notes)
+    before, after = alone.verification, trained.verification
+    assert before.held_out_change is not None
+    assert after.held_out_change is not None
+    assert after.held_out_change < before.held_out_change  # on mixes that neither training nor its judge saw
+
+
+def test_training_on_examples_alone_is_judged_by_some_of_which_no_mixes_were_fitted_to(net: nn.Module) -> None:
+    def own(got: Tensor, expected: Tensor, batch: Any) -> Tensor:
+        return (got - expected).square().mean()
+
+    for recovery in (QUICK, Recovery(steps=4, loss=own)):
+        assert not any("mixes" in note for note in run(net, recipe=Recipe(joint=0), recover=recovery).notes)

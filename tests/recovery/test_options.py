@@ -30,7 +30,7 @@ def test_what_is_no_recovery_is_refused(given: object) -> None:
     [
         {"steps": 0}, {"batch": 1.5}, {"check_every": 0}, {"patience": True}, {"crop": 0}, {"learning_rate": 0},
         {"learning_rate": math.nan}, {"held_out": 1.0}, {"held_out": 0}, {"seed": 2**63}, {"flip": 1}, {"loss": 3},
-        {"checkpoint": 3},
+        {"mixes": 2}, {"checkpoint": 3},
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused_with_their_name(options: dict[str, Any]) -> None:

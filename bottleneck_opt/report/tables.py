@@ -32,6 +32,23 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     return [_line(row, widths, right.ljust(len(header))) for row in cells]
 
 
+def wrap_last_column(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows with further ones below those whose last cell would make the table wider than 110 columns.
+
+    Example:
+        >>> wrap_last_column([["params", "30", "so " * 33 + "long"]])[1]
+        ['', '', 'long']
+    """
+    cells = [[ascii_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    room = max(20, WIDTH - sum(widths) - len(_GAP) * len(widths))
+    wrapped: list[list[str]] = []
+    for row in cells:
+        first, *others = _wrap(row[-1], room) or [""]
+        wrapped += [[*row[:-1], first], *([*[""] * len(widths), other] for other in others)]
+    return wrapped
+
+
 def wrap_text(text: str, *, first: str = "", rest: str = "") -> list[str]:
     """A text in lines of at most 110 columns, with what stands before the first line and before the others.
 
@@ -41,9 +58,13 @@ def wrap_text(text: str, *, first: str = "", rest: str = "") -> list[str]:
         >>> wrap_text("one two", first="- ", rest="  ")
         ['- one two']
     """
-    kept = ascii_text(text).replace(" %", f"{_TIED}%")
-    lines = textwrap.wrap(kept, WIDTH, initial_indent=first, subsequent_indent=rest)
-    return [line.replace(_TIED, " ") for line in lines] or [first.rstrip()]
+    return _wrap(ascii_text(text), WIDTH, first=first, rest=rest) or [first.rstrip()]
+
+
+def _wrap(text: str, width: int, *, first: str = "", rest: str = "") -> list[str]:
+    kept = text.replace(" %", f"{_TIED}%")
+    lines = textwrap.wrap(kept, width, initial_indent=first, subsequent_indent=rest)
+    return [line.replace(_TIED, " ") for line in lines]
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: str) -> str:

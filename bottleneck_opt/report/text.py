@@ -6,7 +6,7 @@ from bottleneck_opt.diagrams.wording import CHANGE_MEANING, RANK_MEANING, ascii_
 from bottleneck_opt.outcome import Outcome
 from bottleneck_opt.report.facts import budget_words, headline, layers_changed, list_numbers
 from bottleneck_opt.report.rows import SkipGroup, group_skipped, list_dropped, list_layers, list_tried
-from bottleneck_opt.report.tables import WIDTH, format_table, wrap_text
+from bottleneck_opt.report.tables import WIDTH, format_table, wrap_last_column, wrap_text
 
 _PATH_LIMIT = 40
 
@@ -23,7 +23,7 @@ def _head(outcome: Outcome) -> list[str]:
     rows = [[n.name, n.before, n.after, n.change, n.note] for n in list_numbers(outcome)]
     rows.append(["layers changed", "", layers_changed(outcome), "", budget_words(outcome)])
     title = elide_middle(ascii_text(outcome.provenance.model), WIDTH)
-    table = format_table(["", "before", "after", "change", ""], rows, right="lrrrl")
+    table = format_table(["", "before", "after", "change", ""], wrap_last_column(rows), right="lrrrl")
     return [
         title,
         *wrap_text(headline(outcome)),

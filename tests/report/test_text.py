@@ -33,6 +33,18 @@ def test_what_recovery_did_is_a_line() -> None:
     assert "recovery" not in render_text(residual_outcome())
 
 
+def test_long_words_beside_a_number_go_on_below_and_leave_its_name_whole() -> None:
+    outcome = residual_outcome()
+    found = replace(outcome.verification, held_out_change=0.063, held_out_data="new mixed inputs, " + "many " * 20)
+    text = render_text(replace(outcome, verification=found))
+    names = [line.split("  ")[0] for line in text.splitlines()]
+    assert {"output change", "layers changed", "time a call"} <= set(names)
+    below = text.splitlines()[names.index("output change") + 1]
+    assert below.startswith(" " * 20)
+    assert "many" in below
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
 def test_each_rewritten_layer_has_its_rank_cost_and_loss() -> None:
     line = next(line for line in render_text(residual_outcome()).splitlines() if line.startswith("blocks.1.conv1"))
     for words in ("conv 3x3", "reduce", "4/16", "147 k -> 41.0 k", "-72 %", "1.0 %"):

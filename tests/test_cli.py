@@ -126,11 +126,11 @@ def test_a_folder_of_images_is_calibration_data(net: str, tmp_path: Path, capsys
 def test_recovery_is_asked_for_by_its_steps(net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tmp_path / "images.npy"
     np.save(images, torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)).numpy())
-    arguments = ("--input", "1x3x8x8", "--calibration", images, "--recover", "40", "--out", tmp_path / "o")
+    arguments = ("--input", "1x3x8x8", "--calibration", images, "--recover", "5", "--out", tmp_path / "o")
     assert run("optimize", net, *arguments) == 0
     assert "loss by recovery" in capsys.readouterr().out
     found = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))["recovery"]
-    assert (found["steps"], found["trained_on"], found["held_out"]) == (40, 10, 80)  # ten, and seven mixes of each
+    assert (found["steps"], found["trained_on"], found["held_out"]) == (5, 10, 80)  # ten, and seven mixes of each
 
 
 def test_profile_prints_a_table_or_json(net: str, capsys: pytest.CaptureFixture[str]) -> None:

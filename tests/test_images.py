@@ -125,7 +125,7 @@ def test_python_takes_a_folder_as_the_command_line_does(album: Path, kind: Any) 
     assert any("images in" in note and "mean and std of the model's pretrained_cfg" in note for note in result.notes)
     again = recover(result, kind(album), teacher=net, recovery=2, progress=False)
     assert again.recovery is not None
-    assert again.recovery.trained_on == 6
+    assert (again.recovery.trained_on, again.recovery.held_out) == (6, 6 + 66)  # and eleven mixes of each
 
 
 def test_python_takes_a_file_of_inputs(tmp_path: Path) -> None:

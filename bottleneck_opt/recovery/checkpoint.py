@@ -21,7 +21,7 @@ from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.recovery.weights import copy_tensors
 from bottleneck_opt.tensor_bytes import bytes_of
 
-FORMAT = 2
+FORMAT = 3
 _KEY = "bottleneck_opt"
 _NOW, _MEAN, _BEST, _ADAM = "now/", "mean/", "best/", "adam/"
 
@@ -43,6 +43,7 @@ class Progress:
 
     Attributes:
         step: Steps taken.
+        rate: The largest step size, as it was chosen before training.
         start_loss, best_loss: Held-out loss before training, and the smallest one seen.
         best_step: When that was.
         stopped: Why training ended early; empty when it did not.
@@ -50,6 +51,7 @@ class Progress:
     """
 
     step: int
+    rate: float
     start_loss: float
     best_loss: float
     best_step: int
@@ -77,6 +79,7 @@ class _Header:
 
     identity: Identity
     step: int
+    rate: float
     start_loss: float
     best_loss: float
     best_step: int
@@ -110,8 +113,9 @@ class Checkpoint:
         for name, parameter in self.trained.items():
             tensors |= {f"{_ADAM}{key}/{name}": each for key, each in moving.adam.state.get(parameter, {}).items()}
         header = _Header(
-            self.identity, progress.step, progress.start_loss, progress.best_loss, progress.best_step, progress.stopped
-        )
+            self.identity, progress.step, progress.rate, progress.start_loss, progress.best_loss, progress.best_step,
+            progress.stopped,
+        )  # fmt: skip
         stored = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
         text = TypeAdapter(_Header).dump_json(header).decode()
         write_whole(self.path, safetensors.torch.save(stored, metadata={_KEY: text}))
@@ -134,7 +138,9 @@ class Checkpoint:
             parameter, value = self.trained[owner], tensors[name]
             placed = value if key == "step" else torch.empty_like(parameter).copy_(value).detach()  # as torch keeps it
             moving.adam.state[parameter][key] = placed
-        return Progress(header.step, header.start_loss, header.best_loss, header.best_step, header.stopped, best)
+        return Progress(
+            header.step, header.rate, header.start_loss, header.best_loss, header.best_step, header.stopped, best
+        )
 
     def _pick(self, tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
         """The tensors of one part, checked against the parameters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,18 +15,17 @@ from bottleneck_opt.errors import ModelError
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.progress import UNSEEN, Shown
 from bottleneck_opt.recovery.checkpoint import Checkpoint, Moving, Progress, Spare, find_checkpoint
-from bottleneck_opt.recovery.examples import Split, check_batch, make_batch, split_examples
+from bottleneck_opt.recovery.examples import Split, check_batch, count_batches, make_batch, split_examples
 from bottleneck_opt.recovery.norms import reestimate_norms
 from bottleneck_opt.recovery.objective import Objective, find_blocks
 from bottleneck_opt.recovery.options import Recovery
+from bottleneck_opt.recovery.step_sizes import PROBED, choose_rate, measure_agreement, pace
 from bottleneck_opt.recovery.weights import copy_tensors, snapshot, trained_parameters
 from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.working_copy import undisturbed
 
-WARM_UP = 0.05
 SMALLEST_SIZE = 0.01
 LARGEST_GRADIENT = 1.0
-LARGEST_RATE, RATE_OF_ROOT = 0.004, 0.05
 MEMORY = 0.95  # of the mean of the weights, for a step
 
 
@@ -138,7 +136,9 @@ def _train(lesson: _Lesson, shown: Shown) -> Progress:
     progress = lesson.checkpoint.restore(moving) if lesson.checkpoint else None
     if progress is None:
         loss = lesson.objective.mean_loss(lesson.split.held_out)
-        progress = Progress(0, loss, loss, 0, _why_not(lesson, loss), snapshot(lesson.trained))
+        stopped = _why_not(lesson, loss)
+        rate = 0.0 if stopped else choose_rate(lesson.recovery, loss, _probe(lesson))
+        progress = Progress(0, rate, loss, loss, 0, stopped, snapshot(lesson.trained))
         _save(lesson, progress, moving)
     for _ in range(progress.step):
         shown()
@@ -157,7 +157,7 @@ def _train(lesson: _Lesson, shown: Shown) -> Progress:
 def _make_adam(lesson: _Lesson) -> torch.optim.Adam:
     """Adam with a step size for each parameter: relative to the size of its values before training."""
     groups = [{"params": [each], "size": _typical_size(each)} for each in lesson.trained.values()]
-    return torch.optim.Adam(groups, lr=LARGEST_RATE)
+    return torch.optim.Adam(groups)  # every step sets its own size
 
 
 def _typical_size(parameter: Tensor) -> float:
@@ -222,17 +222,11 @@ def _look(lesson: _Lesson, mean: Mapping[str, Tensor], progress: Progress) -> Pr
 
 def _take_step(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> str:
     """One step of Adam; the reason to stop when it cannot be taken."""
-    step, rate = progress.step, choose_rate(lesson.recovery, progress.start_loss)
-    batch = make_batch(lesson.split, lesson.recovery, step)
     for group in adam.param_groups:
-        group["lr"] = rate * group["size"] * _pace(lesson.recovery, step)
-    adam.zero_grad()
-    loss = lesson.objective.training_loss(batch, step)
-    if not loss.requires_grad:
-        return "no gradient reaches the parameters"
-    if not torch.isfinite(loss):
-        return "the loss was not finite"
-    _run_backward(lesson, loss)
+        group["lr"] = progress.rate * group["size"] * pace(lesson.recovery, progress.step)
+    stopped = _find_gradients(lesson, progress.step)
+    if stopped:
+        return stopped
     norm = nn.utils.clip_grad_norm_(lesson.trained.values(), LARGEST_GRADIENT)
     if not torch.isfinite(norm):
         return "a gradient was not finite"
@@ -240,30 +234,33 @@ def _take_step(lesson: _Lesson, adam: torch.optim.Adam, progress: Progress) -> s
     return ""
 
 
-def choose_rate(recovery: Recovery, start_loss: float) -> float:
-    """The largest step size, relative to the size of each parameter's values.
-
-    Args:
-        recovery: The options.
-        start_loss: On the held-out examples, before training.
-
-    Example:
-        >>> round(choose_rate(Recovery(), 4e-4), 6), choose_rate(Recovery(), 0.1)
-        (0.001, 0.004)
-    """
-    if recovery.learning_rate is not None:
-        return recovery.learning_rate
-    if recovery.loss is not None or not math.isfinite(start_loss):
-        return LARGEST_RATE
-    return min(LARGEST_RATE, RATE_OF_ROOT * math.sqrt(max(start_loss, 0.0)))
+def _find_gradients(lesson: _Lesson, step: int) -> str:
+    """Leave the gradients of a step's batch in the parameters; the reason when there are none."""
+    for parameter in lesson.trained.values():
+        parameter.grad = None
+    loss = lesson.objective.training_loss(make_batch(lesson.split, lesson.recovery, step), step)
+    if not loss.requires_grad:
+        return "no gradient reaches the parameters"
+    if not torch.isfinite(loss):
+        return "the loss was not finite"
+    _run_backward(lesson, loss)
+    return ""
 
 
-def _pace(recovery: Recovery, step: int) -> float:
-    """Share of the largest step size at a step: a linear warm-up, then half a cosine down to zero."""
-    warm_up = max(1, round(WARM_UP * recovery.steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, recovery.steps - warm_up)))
+def _probe(lesson: _Lesson) -> float | None:
+    """How far the first batches agree before training; batches that share no example, or they would agree too well."""
+    if lesson.recovery.learning_rate is not None or lesson.recovery.loss is not None:
+        return None
+    sizes = [_typical_size(each) for each in lesson.trained.values()]
+    return measure_agreement(
+        [_gradient(each) * size for each, size in zip(lesson.trained.values(), sizes, strict=True)]
+        for step in range(min(PROBED, count_batches(lesson.split, lesson.recovery)))
+        if not _find_gradients(lesson, step)
+    )
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _run_backward(lesson: _Lesson, loss: Tensor) -> None:

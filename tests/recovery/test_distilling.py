@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.outcome import Recovered
 from bottleneck_opt.progress import Shown
 from bottleneck_opt.recovery import distil, list_recovery_notes
-from bottleneck_opt.recovery.distilling import LARGEST_RATE, choose_rate
 from bottleneck_opt.recovery.weights import copy_weights
 from bottleneck_opt.working_copy import working_copy
 from tests.networks import classifier, seeded
@@ -77,23 +75,6 @@ def test_a_model_that_is_almost_there_is_trained_in_smaller_steps(net: nn.Module
 
     assert not train(0.004).accepted
     assert train(None).after < 0.5 * train(None).before
-
-
-@pytest.mark.parametrize(
-    ("options", "start", "expected"),
-    [
-        ({}, 1e-4, 5e-4),
-        ({}, 0.0, 0.0),
-        ({}, 1.0, LARGEST_RATE),
-        ({}, math.inf, LARGEST_RATE),
-        ({"learning_rate": 0.1}, 1e-4, 0.1),
-        ({"loss": lambda got, expected, batch: got.sum()}, 1e-4, LARGEST_RATE),
-    ],
-)
-def test_the_step_size_follows_the_start_unless_one_or_a_loss_is_given(
-    options: dict[str, Any], start: float, expected: float
-) -> None:
-    assert choose_rate(replace(QUICK, **options), start) == pytest.approx(expected)
 
 
 def test_the_mean_of_weights_that_swing_is_better_than_the_last_ones(

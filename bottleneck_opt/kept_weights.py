@@ -49,6 +49,7 @@ class _Together:
     after: float
     iterations: int
     skipped: str
+    examples: int
 
 
 def _write_fitted(path: Path, refitted: Refitted) -> None:
@@ -65,7 +66,9 @@ def _read_fitted(path: Path) -> Refitted:
 
 def _write_joint(path: Path, joint: Joint) -> None:
     weights = {name: [each] for name, each in joint.weights.items()}
-    facts = _Together(dict.fromkeys(weights, 1), joint.before, joint.after, joint.iterations, joint.skipped)
+    facts = _Together(
+        dict.fromkeys(weights, 1), joint.before, joint.after, joint.iterations, joint.skipped, joint.examples
+    )
     _write_weights(path, weights, TypeAdapter(_Together).dump_json(facts).decode())
 
 
@@ -73,7 +76,7 @@ def _read_joint(path: Path) -> Joint:
     tensors, text = _read_weights(path)
     facts = _read_facts(path, _Together, text)
     weights = {name: each[0] for name, each in _collect(path, facts.counts, tensors).items()}
-    return Joint(weights, facts.before, facts.after, facts.iterations, facts.skipped)
+    return Joint(weights, facts.before, facts.after, facts.iterations, facts.skipped, facts.examples)
 
 
 FITTED = Form(".safetensors", _read_fitted, _write_fitted)

@@ -18,8 +18,22 @@ def count_positions(layer: LayerSpec, y: Tensor) -> int:
     return math.prod(y.shape[-len(layer.kernel) :])
 
 
+def count_examples(layer: LayerSpec, y: Tensor) -> int:
+    """How many examples a layer's output holds, as it sees them: what is before the channels counts as one axis."""
+    if layer.kind == LINEAR:
+        return y.shape[0] if y.dim() > 1 else 1
+    return math.prod(y.shape[: -len(layer.kernel) - 1])
+
+
 def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
-    """Some pixels ``(batch * positions, channels)`` of ``y (batch, channels, *size)`` or ``(batch, ..., features)``."""
+    """Some pixels ``(batch * positions, channels)`` of ``y (batch, channels, *size)`` or ``(batch, ..., features)``.
+
+    Args:
+        layer: A convolution or a Linear.
+        y: Its output.
+        positions: Flat output positions ``(positions,)``, in order, the same in every example, or ``(batch,
+            positions)``, those of each example.
+    """
     index = positions.to(y.device)
     if layer.kind == LINEAR:
         rows = y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])
@@ -27,11 +41,15 @@ def take_pixels(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
     axes = len(layer.kernel)
     channels = y.shape[-axes - 1]
     flat = y.reshape(-1, channels, math.prod(y.shape[-axes:]))
+    if index.dim() == 2:
+        return _select(flat.transpose(1, 2), 1, index).reshape(-1, channels)
     return _select(flat, 2, index).transpose(1, 2).reshape(-1, channels)
 
 
 def _select(values: Tensor, axis: int, index: Tensor) -> Tensor:
     """The entries of these numbers, which are in order; the values themselves where that is all of them."""
+    if index.dim() == 2:
+        return values[torch.arange(len(index), device=index.device)[:, None], index]
     return values if len(index) == values.shape[axis] else values.index_select(axis, index)
 
 
@@ -43,7 +61,7 @@ def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
     Args:
         layer: A convolution or a Linear, whose patch is its input row.
         x: Input ``(batch, channels, *size)`` or ``(batch, ..., features)``.
-        positions: Flat output positions.
+        positions: Flat output positions, as for :func:`take_pixels`.
     """
     if layer.kind == LINEAR:
         return take_pixels(layer, x, positions)
@@ -52,6 +70,10 @@ def take_patches(layer: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
     padded = _spread(layer, batched) if layer.transposed else pad_input(layer, batched)
     windows = _windows(layer, padded)  # batch, channels, *out size, *kernel
     index = torch.unravel_index(positions.to(x.device), windows.shape[2 : 2 + axes])
+    if positions.dim() == 2:
+        where = (torch.arange(len(positions), device=x.device)[:, None], *index)
+        chosen = windows.movedim(1, -1)[where]  # batch, positions, *kernel, channels
+        return chosen.reshape(-1, layer.offsets * layer.in_channels)
     everything = (slice(None), slice(None))
     chosen = windows[everything + index].flatten(3)  # batch, channels, positions, offsets
     return chosen.permute(0, 2, 3, 1).reshape(-1, layer.offsets * layer.in_channels)

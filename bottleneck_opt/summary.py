@@ -102,8 +102,9 @@ def list_joint_notes(joint: Joint, *, mixed: bool) -> tuple[str, ...]:
     if not joint.weights:
         return ("fitting all layers together to the original's outputs did not help on the held-out examples",)
     judges = "examples of which only mixes were fitted to" if mixed else "held-out examples"
+    part = f" on {joint.examples} of the examples, which it can do more often than on all" if joint.examples else ""
     return (
-        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs: on {judges} "
+        f"{len(joint.weights)} layers, rewritten or not, fitted together to the original's outputs{part}: on {judges} "
         f"the output's change fell from {loss_text(joint.before)} to {loss_text(joint.after)}",
     )
 

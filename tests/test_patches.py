@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bottleneck_opt.kernels import spread_groups
-from bottleneck_opt.patches import count_positions, pad_input, take_patches, take_pixels
+from bottleneck_opt.patches import count_examples, count_positions, pad_input, take_patches, take_pixels
 from tests.layer_samples import bias_of, convolutions, input_shape, plain_kernel, spec_of
 from tests.networks import conv, noise
 
@@ -47,6 +47,20 @@ def test_some_positions_are_some_of_all(layer: nn.Module, seed: int) -> None:
     assert torch.equal(take_patches(spec, x, some), every[:, some].flatten(0, 1))
 
 
+@given(convolutions(), st.integers(0, 9))
+@PROPERTY
+def test_each_example_may_have_positions_of_its_own(layer: nn.Module, seed: int) -> None:
+    spec, x = spec_of(layer), noise(*input_shape(layer))
+    y = layer(x).detach()
+    count = count_positions(spec, y)
+    own = torch.randint(count, (len(x), 5), generator=torch.Generator().manual_seed(seed))
+    assert count_examples(spec, y) == len(x)
+    for take, values in ((take_patches, x), (take_pixels, y)):
+        every = take(spec, values, torch.arange(count)).view(len(x), count, -1)
+        expected = every[torch.arange(len(x))[:, None], own].flatten(0, 1)
+        assert torch.equal(take(spec, values, own), expected)
+
+
 @given(convolutions(axes=(2,), kinds=("plain",)))
 @PROPERTY
 def test_patches_are_those_of_unfold(layer: nn.Module) -> None:
@@ -66,6 +80,9 @@ def test_rows_of_a_linear(shape: tuple[int, ...]) -> None:
     computed = outputs_by_patches(layer, x, everywhere)
     torch.testing.assert_close(computed, take_pixels(spec, y, everywhere))
     assert computed.numel() == y.numel()
+    examples = count_examples(spec, y)
+    repeated = everywhere.repeat(examples, 1)
+    assert torch.equal(take_pixels(spec, y, repeated), take_pixels(spec, y, everywhere))
 
 
 def test_an_image_without_a_batch_axis() -> None:

@@ -10,6 +10,7 @@ from bottleneck_opt.calibration import Sampling, collect_statistics
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.inputs import Inputs
 from bottleneck_opt.last_factor import HELD_OUT
+from bottleneck_opt.layers import LayerSpec
 from bottleneck_opt.making_sites import make_sites
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.outcome import Correction
@@ -17,10 +18,11 @@ from bottleneck_opt.passes.expand import Expand
 from bottleneck_opt.passes.reduce import Reduce
 from bottleneck_opt.passes.spatial import Spatial
 from bottleneck_opt.passes.tucker import Tucker
+from bottleneck_opt.patches import take_pixels
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import ask, make_step
 from bottleneck_opt.recipe import Recipe
-from bottleneck_opt.refitting import Refitted, refit
+from bottleneck_opt.refitting import Refitted, choose_positions, refit
 from bottleneck_opt.rewriting import rewrite_model
 from bottleneck_opt.sites import Pass, Weights
 from bottleneck_opt.subject import Request, Subject, prepare_subject
@@ -167,3 +169,29 @@ def test_notes_say_when_half_of_the_examples_did_much_worse() -> None:
         "more examples would help: fitted to only half of them, the refitted layers' error on held-out examples was "
         "100% larger"
     ]
+
+
+def test_examples_are_looked_at_in_other_places_so_that_together_they_tell_of_all() -> None:
+    chosen = choose_positions(100, 8, 64, seed=0)
+    assert chosen.shape == (64, 8)
+    assert (chosen.diff(dim=1) > 0).all()
+    assert len(chosen.unique()) > 95
+    assert not torch.equal(chosen, choose_positions(100, 8, 64, seed=1))
+
+
+def test_all_positions_are_looked_at_where_they_are_few() -> None:
+    assert torch.equal(choose_positions(9, 9, 64, seed=0), torch.arange(9))
+
+
+def test_layers_are_refitted_to_other_positions_of_each_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def record(layer: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
+        seen.append(positions)
+        return take_pixels(layer, y, positions)
+
+    monkeypatch.setattr("bottleneck_opt.refitting.take_pixels", record)
+    monkeypatch.setattr("bottleneck_opt.refitting.MOST_SAMPLES", 3 * len(X))
+    compress(seeded(chain), X, 8, Reduce())
+    assert [each.shape for each in seen] == [(len(X), 3)] * 3
+    assert all(len(each.unique(dim=0)) > len(X) // 2 for each in seen)

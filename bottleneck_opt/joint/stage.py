@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bottleneck_opt.inputs import batch_size
-from bottleneck_opt.joint.fitting import Effort, Joint, fit_jointly, plan_iterations
+from bottleneck_opt.joint.fitting import Effort, Joint, fit_jointly, plan_examples, plan_iterations, thin_data
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.progress import Stages
 from bottleneck_opt.recipe import Recipe
@@ -35,7 +36,10 @@ def fit_plan(
     if not plan.steps:
         return Joint()
     macs = plan.after.macs // max(1, batch_size(subject.example))
-    iterations = plan_iterations(macs, subject.fitting.examples, recipe.joint)
+    data = subject.fitting
+    if recipe.joint is None:
+        data = thin_data(data, plan_examples(macs, data.examples))
+    iterations = plan_iterations(macs, data.examples, recipe.joint)
     if not iterations:
         return Joint(skipped="recipe= leaves it out" if recipe.joint == 0 else TOO_LARGE)
     if subject.data.noise and recipe.joint is None:
@@ -46,4 +50,5 @@ def fit_plan(
     rewritten = rewrite_model(subject.working, plan, weights)
     effort = Effort(iterations, plan.seed)
     with stages.stage("fit together", total=iterations) as advance:
-        return fit_jointly(subject.working, rewritten, paths, subject.fitting, scales, effort, advance)
+        joint = fit_jointly(subject.working, rewritten, paths, data, scales, effort, advance)
+    return joint if data is subject.fitting else replace(joint, examples=data.examples)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData
 from bottleneck_opt.inputs import Inputs
-from bottleneck_opt.joint.fitting import Effort, Joint, find_layers, fit_jointly, split_data
+from bottleneck_opt.joint.fitting import HELD_OUT, Effort, Joint, find_layers, fit_jointly, split_data, thin_data
 from bottleneck_opt.joint.metric import measure_metric
 from bottleneck_opt.joint.problem import Problem, square
 from bottleneck_opt.joint.vectors import add, dot
@@ -167,6 +170,40 @@ def test_large_models_are_left_with_a_reason(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("bottleneck_opt.joint.fitting.MOST_MACS", 1e5)
     result = optimize(seeded(NETS["chain"]), X[:1], calibration=X, budget=0.6, progress=False)
     assert any("not fitted together" in note and "too large" in note for note in result.notes)
+
+
+@given(st.integers(1, 200), st.integers(1, 30), st.integers(1, 200))
+def test_a_part_of_the_examples_is_spread_evenly_in_whole_fives(examples: int, size: int, wanted: int) -> None:
+    numbers = torch.arange(examples, dtype=torch.float64)
+    found = thin_data(data(numbers, size), wanted)
+    taken = torch.cat([batch.args[0] for batch in found.batches])
+    assert found.examples == len(taken)
+    if found.examples == examples:
+        assert wanted > examples - 2 * HELD_OUT
+        return
+    assert wanted <= len(taken) < wanted + HELD_OUT
+    fives = taken.reshape(-1, HELD_OUT)
+    assert (fives % HELD_OUT == torch.arange(HELD_OUT)).all()
+    gaps = fives[:, 0].diff() / HELD_OUT
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_mixes_are_not_thinned() -> None:
+    mixed = replace(data(), mixes=10)
+    assert thin_data(mixed, 5) is mixed
+
+
+def test_many_examples_are_fitted_to_in_part_rather_than_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noise(160, 3, 8, 8)
+
+    def run(recipe: Recipe | None) -> tuple[str, ...]:
+        net = seeded(NETS["chain"])
+        return optimize(net, x[:1], calibration=x, budget=0.6, recipe=recipe, progress=False).notes
+
+    macs = optimize(seeded(NETS["chain"]), x[:1], calibration=x, budget=0.6, progress=False).plan.after.macs
+    monkeypatch.setattr("bottleneck_opt.joint.fitting.MOST_MACS", 4.2 * macs * 16 * 80)
+    assert any("together to the original's outputs on 80 of the examples" in note for note in run(None))
+    assert any("together to the original's outputs: on" in note for note in run(Recipe(joint=16)))
 
 
 def test_excluded_layers_keep_their_weights() -> None:

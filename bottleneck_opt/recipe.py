@@ -22,7 +22,8 @@ class Recipe:
         steps: How many plans to make on the way to the budget, each with fresh statistics of the one before
             (:mod:`bottleneck_opt.stepping`). Each costs about as much as calibration.
         joint: Iterations in which all layers are fitted together to the model's outputs; 0 leaves that out. None takes
-            as many as a limit on their cost allows, none for large models and where the inputs are made up.
+            sixteen, on as many of the examples as a limit on their cost allows; fewer where it allows fewer on 64,
+            none for large models and where the inputs are made up.
         mixes: How many mixes of two calibration inputs to fit to beside each input; 0 for none. None takes as many as
             bring up a few inputs to 256, where running the model on all of them is quick
             (:mod:`bottleneck_opt.mixing` has the numbers), and none with a recovery that trains on no mixes: that is

@@ -19,7 +19,7 @@ from bottleneck_opt.recovery.examples import Split, check_batch, count_batches, 
 from bottleneck_opt.recovery.norms import reestimate_norms
 from bottleneck_opt.recovery.objective import Objective, find_blocks
 from bottleneck_opt.recovery.options import Recovery
-from bottleneck_opt.recovery.step_sizes import PROBED, choose_rate, measure_agreement, pace
+from bottleneck_opt.recovery.step_sizes import AGREEMENT_OF_FEW, PROBED, choose_rate, measure_agreement, pace
 from bottleneck_opt.recovery.weights import copy_tensors, snapshot, trained_parameters
 from bottleneck_opt.statistics import OutputScale
 from bottleneck_opt.working_copy import undisturbed
@@ -251,6 +251,8 @@ def _probe(lesson: _Lesson) -> float | None:
     """How far the first batches agree before training; batches that share no example, or they would agree too well."""
     if lesson.recovery.learning_rate is not None or lesson.recovery.loss is not None:
         return None
+    if lesson.split.mixed:
+        return AGREEMENT_OF_FEW
     sizes = [_typical_size(each) for each in lesson.trained.values()]
     return measure_agreement(
         [_gradient(each) * size for each, size in zip(lesson.trained.values(), sizes, strict=True)]

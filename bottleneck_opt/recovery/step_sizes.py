@@ -13,6 +13,7 @@ LARGEST_RATE, RATE_OF_ROOT = 0.01, 0.2
 RATE_OF_OWN_LOSS = 0.004
 PROBED = 8  # batches
 LEAST_AGREEMENT, MOST_AGREEMENT, USUAL_AGREEMENT = 0.02, 0.9, 0.2
+AGREEMENT_OF_FEW = 0.06  # mixes of few examples agree more than what they stand for
 WARM_UP = 0.05
 
 

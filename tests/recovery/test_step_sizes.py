@@ -83,6 +83,7 @@ def test_steps_grow_then_shrink_to_nothing() -> None:
         (160, {}, PROBED),
         (60, {}, 3),
         (20, {}, 1),
+        (60, {"mixes": True}, None),
         (60, {"learning_rate": 1e-3}, None),
         (60, {"loss": lambda got, expected, batch: (got - expected).square().mean()}, None),
     ],
@@ -103,6 +104,6 @@ def test_agreement_is_measured_on_batches_that_share_no_example(
 
     monkeypatch.setattr("bottleneck_opt.recovery.distilling.measure_agreement", count)
     many = torch.cat([X + 0.1 * number for number in range(math.ceil(examples / len(X)))])[:examples]
-    settings = replace(QUICK, steps=2, batch=16, mixes=False, **options)
+    settings = replace(QUICK, steps=2, batch=16, **options)
     distil(pair[0], copy.deepcopy(pair[1]), data(many), settings)
     assert probed == ([] if expected is None else [expected])

@@ -253,9 +253,8 @@ def _probe(lesson: _Lesson) -> float | None:
         return None
     if lesson.split.mixed:
         return AGREEMENT_OF_FEW
-    sizes = [_typical_size(each) for each in lesson.trained.values()]
     return measure_agreement(
-        [_gradient(each) * size for each, size in zip(lesson.trained.values(), sizes, strict=True)]
+        [_gradient(each) * _typical_size(each) for each in lesson.trained.values()]
         for step in range(min(PROBED, count_batches(lesson.split, lesson.recovery)))
         if not _find_gradients(lesson, step)
     )

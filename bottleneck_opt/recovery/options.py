@@ -31,7 +31,7 @@ class Recovery:
             small network's agreed to 0.9, and steps as large as that allows brought nothing, smaller ones did. With a
             loss of your own, 0.004. Measured with 0.05, 0.1, 0.2, 0.4 and 1
             times the root of the loss alone, change of the output or KL on test data: a denoiser at 0.75 of the
-            multiply-adds (A = 0.8) 3.20e-4, 3.10e-4, 3.07e-4, 2.99e-4, 3.12e-4; a digits ResNet at 0.75 (0.2) 3.8e-5,
+            multiply-adds (A = 0.8) 3.20e-4, 3.10e-4, -, 2.99e-4, 3.12e-4; a digits ResNet at 0.75 (0.2) 3.8e-5,
             3.7e-5, 3.5e-5, 4.2e-5; a digits VGG at 0.5 (0.1) 1.62e-4, 1.59e-4, 1.55e-4, 1.61e-4.
         mixes: Where there are fewer than 256 examples, train on mixes of two of them, others at every step, judged by
             the examples and by other mixes, 64 or more. Measured on the 64 unlabelled images that the models had been

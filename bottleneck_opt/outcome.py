@@ -152,6 +152,8 @@ class Recovered:
         mixed: Whether mixes of two examples were learnt from; then the examples to judge by are those that were mixed,
             and mixes that were not learnt from.
         unmixed: Why there were none, where the examples are few; empty elsewhere.
+        unturned: Why steps were taken along the entries of the weights, not along the axes of each layer's inputs and
+            outputs; empty where they were taken along those.
         norms: What came of measuring batch-norm statistics again: ``kept``, ``no help``, or why it was not done.
         noise: The examples were made up.
     """
@@ -167,6 +169,7 @@ class Recovered:
     noise: bool
     mixed: bool = False
     unmixed: str = ""
+    unturned: str = ""
 
     @property
     def accepted(self) -> bool:

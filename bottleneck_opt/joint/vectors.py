@@ -32,8 +32,13 @@ def parameters_of(module: nn.Module) -> list[Tensor]:
 
 def to_matrix(layer: LayerSpec, values: Sequence[Tensor]) -> Tensor:
     """Weight and bias as a module keeps them, as the layer's part of a vector, which shares no memory with them."""
-    kernel = by_offset(to_plain(layer, values[0].detach().double().cpu())).flatten(1)
-    whole = kernel.clone() if len(values) == 1 else torch.cat([values[1].detach().double().cpu()[:, None], kernel], 1)
+    return arrange(layer, [each.detach().double().cpu() for each in values])
+
+
+def arrange(layer: LayerSpec, values: Sequence[Tensor]) -> Tensor:
+    """The same where and as precise as the values are."""
+    kernel = by_offset(to_plain(layer, values[0].detach())).flatten(1)
+    whole = kernel.clone() if len(values) == 1 else torch.cat([values[1].detach()[:, None], kernel], 1)
     return whole.view(layer.groups, -1, whole.shape[1])
 
 

@@ -21,7 +21,7 @@ from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.recovery.weights import copy_tensors
 from bottleneck_opt.tensor_bytes import bytes_of
 
-FORMAT = 3
+FORMAT = 4
 _KEY = "bottleneck_opt"
 _NOW, _MEAN, _BEST, _ADAM = "now/", "mean/", "best/", "adam/"
 

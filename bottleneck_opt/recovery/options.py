@@ -23,16 +23,16 @@ class Recovery:
     Attributes:
         steps: Training steps at most.
         batch: Examples a step.
-        learning_rate: Largest step size, relative to the size of each parameter's values. None takes 0.2 times the
+        learning_rate: Largest step size, relative to the size of each parameter's values. None takes 0.3 times the
             root of A / (1 - A) times the held-out loss before training, 0.01 at most. A is the share of a batch's
             gradient that all batches have in common, measured on the first eight: steps of one size end in a loss that
             grows with its square, so the nearer the start is to the original, the smaller they must be, and where
             batches agree they may be larger. With mixes A is 0.06, for they agree more than what they stand for: a
             small network's agreed to 0.9, and steps as large as that allows brought nothing, smaller ones did. With a
-            loss of your own, 0.004. Measured with 0.05, 0.1, 0.2, 0.4 and 1
-            times the root of the loss alone, change of the output or KL on test data: a denoiser at 0.75 of the
-            multiply-adds (A = 0.8) 3.20e-4, 3.10e-4, -, 2.99e-4, 3.12e-4; a digits ResNet at 0.75 (0.2) 3.8e-5,
-            3.7e-5, 3.5e-5, 4.2e-5; a digits VGG at 0.5 (0.1) 1.62e-4, 1.59e-4, 1.55e-4, 1.61e-4.
+            loss of your own, 0.004. Measured with 0.2, 0.3, 0.6 and 1.2 or 1.6 times the root, change of the output or
+            KL on test data: a denoiser at 0.75 of the multiply-adds 2.47e-4, 2.38e-4, 2.25e-4, about the same; a digits
+            ResNet at 0.33 2.03e-4, 1.93e-4, 1.90e-4, 2.81e-4; a digits VGG at 0.33 3.35e-4, -, 3.50e-4, nothing gained.
+            With 0.03 at most in the place of 0.01 a digits ResNet at 0.15 came to 9.3e-4, not 7.5e-4.
         mixes: Where there are fewer than 256 examples, train on mixes of two of them, others at every step, judged by
             the examples and by other mixes, 64 or more. Measured on the 64 unlabelled images that the models had been
             fitted to, KL on test data at 0.33 and 0.15 of the multiply-adds: a digits ResNet 5.5e-4 to 4.9e-4 and

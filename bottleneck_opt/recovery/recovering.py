@@ -161,6 +161,8 @@ def list_recovery_notes(recovered: Recovered) -> tuple[str, ...]:
     more = []
     if recovered.unmixed:
         more.append(f"recovery: trained on the few examples alone, on no mixes of them: {recovered.unmixed}")
+    if recovered.unturned:
+        more.append(f"recovery: steps along the weights' entries, not the layers' axes: {recovered.unturned}")
     if recovered.noise:
         more.append("recovered on noise: a few real inputs (calibration=) bring back far more")
     return (f"recovery: {looked}{ended}: {came}", *more)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bottleneck_opt.recovery.options import Recovery
 
-LARGEST_RATE, RATE_OF_ROOT = 0.01, 0.2
+LARGEST_RATE, RATE_OF_ROOT = 0.01, 0.3
 RATE_OF_OWN_LOSS = 0.004
 PROBED = 8  # batches
 LEAST_AGREEMENT, MOST_AGREEMENT, USUAL_AGREEMENT = 0.02, 0.9, 0.2
@@ -64,7 +64,7 @@ def choose_rate(recovery: Recovery, start_loss: float, agreement: float | None) 
 
     Example:
         >>> round(choose_rate(Recovery(), 4e-4, 0.2), 6), choose_rate(Recovery(), 0.1, 0.8)
-        (0.002, 0.01)
+        (0.003, 0.01)
     """
     if recovery.learning_rate is not None:
         return recovery.learning_rate

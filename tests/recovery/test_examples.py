@@ -32,10 +32,11 @@ def watched(seen: list[Tensor]) -> tuple[nn.Module, nn.Module]:
 def test_held_out_examples_are_not_trained_on_and_all_others_are() -> None:
     seen: list[Tensor] = []
     options = replace(QUICK, steps=4, batch=4, learning_rate=0.001)  # no batches are looked at to choose one
+    measured, trained = 4, 4
     found = distil(*watched(seen), data(X), options)
     assert (found.trained_on, found.held_out) == (16, 4)
     assert len({float(example.sum()) for batch in seen for example in batch}) == 16
-    assert [len(batch) for batch in seen] == [4] * 4
+    assert [len(batch) for batch in seen] == [4] * (measured + trained)
 
 
 def test_examples_of_several_sizes_are_trained_on_in_batches_of_their_own() -> None:

@@ -52,11 +52,11 @@ def test_agreement_is_unknown_without_two_finite_gradients(gradients: list[list[
 @pytest.mark.parametrize(
     ("options", "start", "agreement", "expected"),
     [
-        ({}, 1e-4, 0.5, 2e-3),
-        ({}, 1e-4, 0.2, 1e-3),
-        ({}, 1e-4, None, 1e-3),
-        ({}, 1e-4, 0.0, 2e-3 * math.sqrt(0.02 / 0.98)),
-        ({}, 1e-4, 1.0, 6e-3),
+        ({}, 1e-4, 0.5, 3e-3),
+        ({}, 1e-4, 0.2, 1.5e-3),
+        ({}, 1e-4, None, 1.5e-3),
+        ({}, 1e-4, 0.0, 3e-3 * math.sqrt(0.02 / 0.98)),
+        ({}, 1e-4, 1.0, 9e-3),
         ({}, 0.0, 0.5, 0.0),
         ({}, 1.0, 0.5, LARGEST_RATE),
         ({}, math.inf, 0.5, LARGEST_RATE),

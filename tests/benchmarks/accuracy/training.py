@@ -1,4 +1,8 @@
-"""Trained networks, each trained once and kept."""
+"""Trained networks, each trained once and kept.
+
+The denoisers are kept beside this program, so that rows measured on several machines are about the same networks: the
+same program and seeds give other weights on another processor. They are what ``task.train`` made of them on one.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,14 @@ from tests.benchmarks.accuracy.networks import build
 from tests.benchmarks.accuracy.tasks import TASKS, Task
 
 FOLDER = Path("out/accuracy/weights")
+KEPT = Path(__file__).parent / "weights"
 
 
 def load_trained(task: Task, training: int, folder: Path = FOLDER) -> nn.Module:
     """The network of this training in eval mode: its kept weights, or trained now on one thread and kept."""
     model = build(task.kind, training)
-    file = weights_file(task.name, training, folder)
+    beside = weights_file(task.name, training, KEPT)
+    file = beside if beside.is_file() else weights_file(task.name, training, folder)
     if not file.is_file():
         torch.set_num_threads(1)  # as many threads always, for the same weights
         task.train(model, training)

@@ -58,9 +58,7 @@ class Axes:
         return half if self.inner is None else half @ self.inner.mT
 
 
-def find_axes(
-    student: nn.Module, data: CalibrationData, scales: Sequence[OutputScale], seed: int
-) -> tuple[Axes, ...]:  # fmt: skip
+def find_axes(student: nn.Module, data: CalibrationData, scales: Sequence[OutputScale], seed: int) -> tuple[Axes, ...]:
     """The axes of torch's own convolutions and Linears, whose weights nothing else holds.
 
     Args:

@@ -47,7 +47,7 @@ def distil(
     Measured along the entries of the weights and along the axes, 300 steps from the default fits, change of the output
     or KL on test data: a denoiser at 0.75 of the multiply-adds 2.95e-4, 2.38e-4; digits ResNets at 0.33 2.66e-4,
     1.93e-4 (from 64 images alone 5.1e-4, 4.4e-4), at 0.15 1.10e-3, 0.75e-3; digits VGGs at 0.33 3.4e-4, 3.0e-4 and
-    3.8e-4, 3.3e-4. A step takes a tenth longer, on the VGG a quarter.
+    3.8e-4, 3.3e-4 (in steps a third smaller). A step takes a tenth longer, on the VGG a quarter.
 
     Measured along the entries on two trainings of the digits ResNet at 0.15 of the MACs, by reduce and expand without
     refitting, 64 unlabelled images, KL to the original on the 797 test digits, before 0.070 and 0.075. Weight of the

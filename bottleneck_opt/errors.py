@@ -80,3 +80,9 @@ class ExportError(BottleneckOptError):
 
 class NotAvailableError(BottleneckOptError):
     """An option that this version does not have yet."""
+
+
+def tell(error: BaseException) -> str:
+    """An error of somebody else's in one line, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck_opt.calibration_data import CalibrationData
+from bottleneck_opt.errors import tell
 from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.joint.descending import Iterate, descend
 from bottleneck_opt.joint.metric import Metric, measure_metric
@@ -159,7 +160,7 @@ def fit_jointly(
             problem, judge, measure_metric(rewritten, layers, fitting, scales, effort.seed), effort, advance
         )
     except Exception as error:  # the user's model may take no other batch size, or lack derivatives
-        return Joint(skipped=f"the model cannot be run and differentiated on parts of the data: {_tell(error)}")
+        return Joint(skipped=f"the model cannot be run and differentiated on parts of the data: {tell(error)}")
     finally:
         _restore(rewritten, start)
     kernels = {path: to_kernel(layer, best.weights[path]) for path, layer in layers.items()} if best.number else {}
@@ -184,11 +185,6 @@ def _find_obstacle(layers: Mapping[str, LayerSpec], data: CalibrationData, scale
     if not layers:
         return "no layer has weights of its own"
     return "" if any(scale.weight for scale in scales) else "the output has no floating values that vary"
-
-
-def _tell(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _restore(model: nn.Module, values: Mapping[str, Sequence[Tensor]]) -> None:

@@ -32,7 +32,7 @@ def parameters_of(module: nn.Module) -> list[Tensor]:
 
 def to_matrix(layer: LayerSpec, values: Sequence[Tensor]) -> Tensor:
     """Weight and bias as a module keeps them, as the layer's part of a vector, which shares no memory with them."""
-    return arrange(layer, [each.detach().double().cpu() for each in values])
+    return arrange(layer, [each.double().cpu() for each in values])
 
 
 def arrange(layer: LayerSpec, values: Sequence[Tensor]) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bottleneck_opt.errors import tell
 from bottleneck_opt.sites import Option, Skip
-from bottleneck_opt.testing.faults import make_error, tell
+from bottleneck_opt.testing.faults import make_error
 from bottleneck_opt.testing.options import fill
 from bottleneck_opt.testing.sample_layers import Shown
 

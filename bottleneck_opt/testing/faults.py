@@ -29,9 +29,3 @@ def make_error(name: str, where: str, fault: str, details: str, advice: str) -> 
     """
     place = f" on {where}" if where else ""
     return ConformanceError(fault, f"pass '{name}'{place}: {fault}: {details}. {advice}")
-
-
-def tell(error: BaseException) -> str:
-    """An error of somebody else's in one line, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"

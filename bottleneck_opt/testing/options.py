@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bottleneck_opt.applying import Rewritten, apply_plan
 from bottleneck_opt.costs import price_layers
-from bottleneck_opt.errors import BottleneckOptError, PassError
+from bottleneck_opt.errors import BottleneckOptError, PassError, tell
 from bottleneck_opt.graph import Cost
 from bottleneck_opt.patches import count_positions, take_pixels
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.proposing import Priced, check_description, check_fit, make_step
 from bottleneck_opt.sites import Option, Site, Weights
-from bottleneck_opt.testing.faults import make_error, tell
+from bottleneck_opt.testing.faults import make_error
 from bottleneck_opt.testing.sample_layers import Shown
 
 EXACT = 1e-7

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bottleneck_opt.errors import tell
 from bottleneck_opt.optimizer import optimize
 from bottleneck_opt.plan import Plan
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import load
 from bottleneck_opt.sites import AnyPass
 from bottleneck_opt.testing.answers import copy_pass
-from bottleneck_opt.testing.faults import make_error, tell
+from bottleneck_opt.testing.faults import make_error
 from bottleneck_opt.testing.sample_models import SampleModel
 
 _CLOSE = 1e-5

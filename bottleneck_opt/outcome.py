@@ -154,6 +154,7 @@ class Recovered:
         unmixed: Why there were none, where the examples are few; empty elsewhere.
         unturned: Why steps were taken along the entries of the weights, not along the axes of each layer's inputs and
             outputs; empty where they were taken along those.
+        in_vain: Steps of a first try that brought nothing, before these, which are smaller; 0 where there was none.
         norms: What came of measuring batch-norm statistics again: ``kept``, ``no help``, or why it was not done.
         noise: The examples were made up.
     """
@@ -170,6 +171,7 @@ class Recovered:
     mixed: bool = False
     unmixed: str = ""
     unturned: str = ""
+    in_vain: int = 0
 
     @property
     def accepted(self) -> bool:

@@ -47,6 +47,7 @@ class Progress:
         start_loss, best_loss: Held-out loss before training, and the smallest one seen.
         best_step: When that was.
         stopped: Why training ended early; empty when it did not.
+        in_vain: Steps of a first try that brought nothing, before training began again in smaller ones; 0 in the first.
         best: The weights then, by name.
     """
 
@@ -56,6 +57,7 @@ class Progress:
     best_loss: float
     best_step: int
     stopped: str
+    in_vain: int
     best: Mapping[str, Tensor]
 
 
@@ -84,6 +86,7 @@ class _Header:
     best_loss: float
     best_step: int
     stopped: str
+    in_vain: int
     format: int = FORMAT
 
 
@@ -114,7 +117,7 @@ class Checkpoint:
             tensors |= {f"{_ADAM}{key}/{name}": each for key, each in moving.adam.state.get(parameter, {}).items()}
         header = _Header(
             self.identity, progress.step, progress.rate, progress.start_loss, progress.best_loss, progress.best_step,
-            progress.stopped,
+            progress.stopped, progress.in_vain,
         )  # fmt: skip
         stored = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
         text = TypeAdapter(_Header).dump_json(header).decode()
@@ -139,7 +142,14 @@ class Checkpoint:
             placed = value if key == "step" else torch.empty_like(parameter).copy_(value).detach()  # as torch keeps it
             moving.adam.state[parameter][key] = placed
         return Progress(
-            header.step, header.rate, header.start_loss, header.best_loss, header.best_step, header.stopped, best
+            header.step,
+            header.rate,
+            header.start_loss,
+            header.best_loss,
+            header.best_step,
+            header.stopped,
+            header.in_vain,
+            best,
         )
 
     def _pick(self, tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -163,6 +163,8 @@ def list_recovery_notes(recovered: Recovered) -> tuple[str, ...]:
         more.append(f"recovery: trained on the few examples alone, on no mixes of them: {recovered.unmixed}")
     if recovered.unturned:
         more.append(f"recovery: steps along the weights' entries, not the layers' axes: {recovered.unturned}")
+    if recovered.in_vain:
+        more.append(f"recovery: {recovered.in_vain} steps of the usual size brought nothing, these are an eighth of it")
     if recovered.noise:
         more.append("recovered on noise: a few real inputs (calibration=) bring back far more")
     return (f"recovery: {looked}{ended}: {came}", *more)

@@ -77,6 +77,11 @@ def choose_rate(recovery: Recovery, start_loss: float, agreement: float | None) 
     return min(LARGEST_RATE, RATE_OF_ROOT * root)
 
 
+def fixes_rate(recovery: Recovery) -> bool:
+    """Whether the options fix the largest step size: by its value, or by a loss whose size says nothing about it."""
+    return recovery.learning_rate is not None or recovery.loss is not None
+
+
 def pace(recovery: Recovery, step: int) -> float:
     """Share of the largest step size at a step: a linear warm-up, then half a cosine down to zero."""
     warm_up = max(1, round(WARM_UP * recovery.steps))

@@ -53,6 +53,28 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert len(calls) == 40
 
 
+def test_a_run_interrupted_in_its_second_try_goes_on_to_the_same_result(
+    pair: tuple[nn.Module, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bottleneck_opt.recovery.distilling.choose_rate", lambda *given: 0.2)
+    whole = copy.deepcopy(pair[1])
+    expected = distil(pair[0], whole, data(), QUICK)
+    kept, looks = replace(QUICK, checkpoint=tmp_path / "recovery.safetensors"), 0
+
+    def tell(text: str) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 6:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        distil(pair[0], copy.deepcopy(pair[1]), data(), kept, shown=Shown(tell=tell))
+    found = distil(*pair, data(), kept)
+    assert found == expected
+    assert found.in_vain == 40
+    assert same(pair[1], whole)
+
+
 def test_a_finished_run_is_read_back(pair: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
     kept = replace(QUICK, checkpoint=tmp_path / "recovery.safetensors")
     first, second = copy.deepcopy(pair[1]), pair[1]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -77,15 +78,42 @@ def test_a_model_that_is_almost_there_is_trained_in_smaller_steps(net: nn.Module
     assert train(None).after < 0.5 * train(None).before
 
 
+def test_steps_that_brought_nothing_are_taken_again_an_eighth_as_large(
+    pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = pair
+    too_large, told, smaller = 0.2, list[None](), copy.deepcopy(student)
+    usual = replace(QUICK, reestimate_norms=False)
+    assert not distil(teacher, copy.deepcopy(student), data(), replace(usual, learning_rate=too_large)).accepted
+    expected = distil(teacher, smaller, data(), replace(usual, learning_rate=too_large / 8))
+    assert expected.accepted
+    monkeypatch.setattr("bottleneck_opt.recovery.distilling.choose_rate", lambda *given: too_large)
+    found = distil(teacher, student, data(), usual, shown=Shown(lambda: told.append(None)))
+    assert found == replace(expected, in_vain=40)
+    assert same(student, smaller)
+    assert len(told) == 40
+    assert list_recovery_notes(found)[-1] == (
+        "recovery: 40 steps of the usual size brought nothing, these are an eighth of it"
+    )
+
+
+@pytest.mark.parametrize("size", [{"learning_rate": 1.0}, {"loss": lambda got, expected, batch: 0 * got.sum()}])
+def test_nothing_is_tried_twice_with_a_size_or_a_loss_that_was_given(
+    pair: tuple[nn.Module, nn.Module], size: dict[str, Any]
+) -> None:
+    found = distil(*pair, data(), replace(QUICK, reestimate_norms=False, **size))
+    assert (found.accepted, found.steps, found.in_vain) == (False, 40, 0)
+
+
 def test_the_mean_of_weights_that_swing_is_better_than_the_last_ones(
     pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(memory: float) -> Recovered:
         monkeypatch.setattr("bottleneck_opt.recovery.distilling.MEMORY", memory)
-        options = replace(QUICK, steps=400, patience=4, learning_rate=0.03, reestimate_norms=False)
+        options = replace(QUICK, steps=400, batch=2, patience=4, learning_rate=0.03, reestimate_norms=False)
         return distil(pair[0], copy.deepcopy(pair[1]), data(), options)
 
-    assert train(0.95).after < 0.8 * train(0.0).after
+    assert train(0.95).after < 0.7 * train(0.0).after
 
 
 def test_training_ends_early_without_improvement(pair: tuple[nn.Module, nn.Module]) -> None:
@@ -149,7 +177,8 @@ def test_advance_is_called_for_every_step(pair: tuple[nn.Module, nn.Module]) -> 
 
 def test_every_look_at_the_held_out_examples_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     net, x = seeded(classifier, dtype=torch.float32), torch.randn(20, 3, 8, 8)
-    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=QUICK, progress=True)
+    given = replace(QUICK, learning_rate=0.004)
+    optimize(net, x[:1], calibration=x, budget=0.4, recipe=Recipe(joint=0), recover=given, progress=True)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recover: step")]
     assert len(told) == 4
     assert "held-out loss" in told[0]

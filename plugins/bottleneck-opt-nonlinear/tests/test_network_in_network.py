@@ -59,9 +59,8 @@ def test_the_activation_bends_at_the_mean_of_what_it_reads() -> None:
 
 
 def test_recovery_learns_slopes() -> None:
-    small_steps = bo.Recovery(steps=60, learning_rate=5e-4)  # a mean over all positions bears no larger ones
     result = bo.optimize(
-        small(), X[:1], calibration=X, passes=[NetworkInNetwork()], budget=0.3, recover=small_steps, allow_slower=True,
+        small(), X[:1], calibration=X, passes=[NetworkInNetwork()], budget=0.3, recover=60, allow_slower=True,
         progress=False,
     )  # fmt: skip
     slopes = [layer.weight.detach() for layer in result.model.modules() if isinstance(layer, nn.PReLU)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from bottleneck_opt.budget import Amount, Budget, read_budget
 from bottleneck_opt.calibrating import keep_statistics, read_statistics
-from bottleneck_opt.carrying import Carried, carry_out
+from bottleneck_opt.carrying import carry_out
 from bottleneck_opt.chooser import Order, check_alone, prepare_choice
 from bottleneck_opt.choosing import find_ties
 from bottleneck_opt.clock_notes import list_clock_notes
@@ -20,21 +20,19 @@ from bottleneck_opt.distribution import ALONE, Ranks
 from bottleneck_opt.errors import BudgetError, InputError
 from bottleneck_opt.evaluating import Evaluate
 from bottleneck_opt.fingerprints import fingerprint
+from bottleneck_opt.finishing import Finished, list_made_notes, make_result, measure_carried
 from bottleneck_opt.floor import Floor, check_max_drop
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.graph_view import view_rewritten
-from bottleneck_opt.keeping import open_cache
+from bottleneck_opt.keeping import Cache, open_cache
 from bottleneck_opt.kept_answers import remember_answers
-from bottleneck_opt.outcome import Verification
-from bottleneck_opt.progress import Stages, sum_seconds
+from bottleneck_opt.progress import Stages
 from bottleneck_opt.promise import Search, keep_promise, measure_original
-from bottleneck_opt.promise_words import explain_unused, list_promise_notes
+from bottleneck_opt.promise_words import list_promise_notes
 from bottleneck_opt.recipe import Recipe
 from bottleneck_opt.recovery import Recovery, check_examples, list_recovery_notes, read_recovery
 from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.sites import AnyPass, SharingPass
-from bottleneck_opt.skipping import UNUSED, list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
 from bottleneck_opt.subject import Request, Subject, prepare_subject
@@ -42,12 +40,10 @@ from bottleneck_opt.summary import (
     describe_run,
     list_data_notes,
     list_joint_notes,
-    list_notes,
     list_step_notes,
 )
 from bottleneck_opt.timing import Timing, read_timings
-from bottleneck_opt.verification import measure_change
-from bottleneck_opt.verifying import add_unseen, measure_metric, time_both, verify
+from bottleneck_opt.verifying import measure_metric
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 
@@ -156,89 +152,69 @@ def optimize(
             ties = find_ties(subject, chosen)
         kept.identify(subject)
         floor = _find_floor(subject, evaluate, max_drop, seed, stages, ranks)
-        if statistics is None:
-            statistics, known = replace(keep_statistics(kept, subject, stages, storage), origin=None), "measured"
-        else:
-            statistics = read_statistics(statistics, subject)
-            known = fingerprint(statistics) if cache is not None else ""
-        statistics = statistics if recipe.curvature else statistics.without_curvature()
+        seen, known = _find_statistics(statistics, subject, kept, stages, storage)
+        seen = seen if recipe.curvature else seen.without_curvature()
         order = Order(
             remember_answers(kept, chosen), wanted, contract, recipe, settings, allow_slower, seed, kept, known
         )  # fmt: skip
-        chooser = prepare_choice(subject, statistics, ties, order, stages, ranks)
-        limits = chooser.fit.wish.limits
+        chooser = prepare_choice(subject, seen, ties, order, stages, ranks)
         if floor is not None and evaluate is not None:
             carried, promise = keep_promise(Search(chooser, floor, evaluate, recovery, typed=contract))
-            met = not contract or _is_met(carried.cost, limits, contract=False)
         else:
-            stepping = chooser.choose(chooser.fit.wish)
-            carried, promise = carry_out(chooser.fit, stepping, statistics, recovery, filled=storage.close), None
-            met = _is_met(carried.cost, limits, contract=contract)
-        plan, rewritten, choice = carried.plan, carried.rewritten, carried.choice
-        with stages.stage("verify", total=len(subject.data.batches)) as advance:
-            change = measure_change(subject.working, rewritten.working, subject.data, statistics.scales, advance)
-        with stages.stage("time"):
-            view = view_rewritten(subject.traced, plan, rewritten.model, rewritten.working)
-            metrics = measure_metric(subject, rewritten, evaluate) if promise is None else promise.measured
-            speeds = time_both(subject, plan, rewritten, settings, ranks)
-            verification = verify(subject, plan, rewritten, view, change, metrics, speeds)
-            joint = carried.joint if carried.recovered is None else None
-            verification = add_unseen(verification, subject, rewritten, statistics.scales, joint, seed=seed)
-            verification = _tell_data(verification, subject, carried)
-    return Result(
-        plan=plan,
-        skipped=list_skipped(
-            subject.working,
-            subject.traced,
-            subject.candidates,
-            choice.proposals,
-            choice.allocation.chosen,
-            unused=explain_unused(promise) if promise else UNUSED,
-        ),
-        before=subject.traced,
-        after=rewritten.traced,
-        verification=verification,
+            stepping, promise = chooser.choose(chooser.fit.wish), None
+            carried = carry_out(chooser.fit, stepping, seen, recovery, filled=storage.close)
+        met = _is_met(carried.cost, chooser.fit.wish.limits, contract=contract, promised=promise is not None)
+        finished = measure_carried(
+            chooser.fit, carried, seen.scales, settings,
+            lambda: promise.measured if promise else measure_metric(subject, carried.rewritten, evaluate),
+        )  # fmt: skip
+    return make_result(
+        _tell_training(finished),
         budget_met=met,
         notes=(
             *(list_promise_notes(promise, trained=recovery is not None) if promise else ()),
-            *list_notes(
-                subject,
-                choice,
-                carried.refitted,
-                recorded=rewritten.traced.cost,
-                budget=plan.budget,
-                measured=verification.measured_change,
-            ),
-            *list_data_notes(subject, statistics),
-            *list_step_notes(carried.stepping),
-            *list_clock_notes(carried.stepping.clocked, verification),
-            *list_joint_notes(carried.joint, mixed=subject.fitting.mixes > 0),
-            *view.notes,
-            *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
-            *kept.list_notes(),
+            *_list_run_notes(finished, seen, kept),
         ),
-        seconds=sum_seconds(stages.seconds),
         provenance=replace(
-            describe_run(subject, plan),
+            describe_run(subject, carried.plan),
             timing=tuple(each.describe() for each in settings),
             allow_slower=allow_slower,
         ),
-        model=rewritten.model,
-        graph_module=view.graph_module,
-        corrections=carried.refitted.corrections,
-        recovery=carried.recovered,
-        frontier=choice.allocation.frontier,
-        curves=choice.curves,
         promise=promise,
-        clocked=carried.stepping.clocked,
     )
 
 
-def _tell_data(verification: Verification, subject: Subject, carried: Carried) -> Verification:
-    """What the model was trained on, where it was."""
-    if carried.recovered is None:
-        return verification
-    return replace(verification, data=f"{subject.data.description} (the ones used for fitting and recovery)")
+def _find_statistics(
+    given: Statistics | str | Path | None, subject: Subject, kept: Cache, stages: Stages, storage: Storage
+) -> tuple[Statistics, str]:  # fmt: skip
+    """What calibration saw, taken now or given, and what tells the given ones from others in the cache."""
+    if given is None:
+        return replace(keep_statistics(kept, subject, stages, storage), origin=None), "measured"
+    read = read_statistics(given, subject)
+    return read, "" if kept.folder is None else fingerprint(read)
+
+
+def _list_run_notes(finished: Finished, statistics: Statistics, kept: Cache) -> tuple[str, ...]:
+    """What a careful user should know, in the order of the stages."""
+    subject, carried = finished.fit.subject, finished.carried
+    return (
+        *list_made_notes(finished),
+        *list_data_notes(subject, statistics),
+        *list_step_notes(carried.stepping),
+        *list_clock_notes(carried.stepping.clocked, finished.verification),
+        *list_joint_notes(carried.joint, mixed=subject.fitting.mixes > 0),
+        *finished.view.notes,
+        *(list_recovery_notes(carried.recovered) if carried.recovered else ()),
+        *kept.list_notes(),
+    )
+
+
+def _tell_training(finished: Finished) -> Finished:
+    """The same, told that the model was trained on the data it was measured on, where it was."""
+    if finished.carried.recovered is None:
+        return finished
+    data = f"{finished.fit.subject.data.description} (the ones used for fitting and recovery)"
+    return replace(finished, verification=replace(finished.verification, data=data))
 
 
 def _choose_mixes(recipe: Recipe, recovery: Recovery | None) -> int | None:
@@ -281,10 +257,16 @@ def _find_floor(
         return Floor(measure_original(subject, evaluate, seed, ranks).scores, float(max_drop), seed)
 
 
-def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool) -> bool:
-    """Whether the rewritten model, as recorded, is within the limits; for a typed budget it must be."""
+def _is_met(recorded: Cost, limits: Mapping[str, int], *, contract: bool, promised: bool) -> bool:
+    """Whether the rewritten model, as recorded, is within the limits; for a typed budget it must be.
+
+    Where a floor of the metric was promised too, that comes first; and where no budget was typed beside it, none is
+    missed.
+    """
+    if promised and not contract:
+        return True
     over = [f"{getattr(recorded, unit):,} {unit}" for unit, limit in limits.items() if getattr(recorded, unit) > limit]
-    if over and contract:
+    if over and contract and not promised:
         raise BudgetError(
             f"the rewritten model was recorded with {' and '.join(over)}, more than planned and allowed: "
             "it does not use its new layers as it used the old ones. Find them with include= and exclude=."

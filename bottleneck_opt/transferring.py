@@ -21,15 +21,16 @@ from bottleneck_opt.assuming import assume_statistics
 from bottleneck_opt.budget import TIME, Budget, read_budget
 from bottleneck_opt.calibrating import choose_sampling, measure_statistics
 from bottleneck_opt.calibration import collect_statistics
-from bottleneck_opt.choosing import Choice, Wish
+from bottleneck_opt.carrying import Carried
+from bottleneck_opt.choosing import Wish
 from bottleneck_opt.distribution import ALONE
 from bottleneck_opt.errors import BottleneckOptError
 from bottleneck_opt.evaluating import Evaluate
 from bottleneck_opt.files import as_path, read_bytes
+from bottleneck_opt.finishing import list_made_notes, make_result, measure_carried
 from bottleneck_opt.fitting import Fit
 from bottleneck_opt.following import Course, follow, prepare_course
 from bottleneck_opt.graph import Cost
-from bottleneck_opt.graph_view import view_rewritten
 from bottleneck_opt.joint import Joint
 from bottleneck_opt.joint.stage import fit_plan
 from bottleneck_opt.making_sites import read_weights
@@ -43,14 +44,13 @@ from bottleneck_opt.registry import find_passes
 from bottleneck_opt.result import Result
 from bottleneck_opt.saving import PLAN, decode
 from bottleneck_opt.sites import AnyPass
-from bottleneck_opt.skipping import list_skipped
 from bottleneck_opt.spilling import Storage, read_memory
 from bottleneck_opt.statistics import Statistics
+from bottleneck_opt.stepping import Stepping
 from bottleneck_opt.subject import Request, Subject, prepare_subject
-from bottleneck_opt.summary import describe_run, list_joint_notes, list_notes
+from bottleneck_opt.summary import describe_run, list_joint_notes
 from bottleneck_opt.timing import Timing
-from bottleneck_opt.verification import measure_change
-from bottleneck_opt.verifying import add_unseen, measure_metric, time_both, verify
+from bottleneck_opt.verifying import measure_metric
 from bottleneck_opt.working_copy import undisturbed, unwrap_model
 
 ALONE_NOTE = (
@@ -123,47 +123,25 @@ def apply(
             course = prepare_course(whole, plan)
         subject = course.subject
         setting = _Setting(calibration is not None, chosen, recipe, seed, stages, storage)
-        fitted = _fit(course, whole, setting)
-        with stages.stage("rewrite"):
-            rewritten = apply_plan(subject, fitted.plan, fitted.refitted.weights, fitted.joint.weights)
-        with stages.stage("verify", total=len(subject.data.batches)) as advance:
-            change = measure_change(subject.working, rewritten.working, subject.data, fitted.statistics.scales, advance)
-        with stages.stage("time"):
-            view = view_rewritten(subject.traced, fitted.plan, rewritten.model, rewritten.working)
-            metrics = measure_metric(subject, rewritten, evaluate)
-            speeds = time_both(subject, fitted.plan, rewritten, [Timing()], ALONE)
-            verification = verify(subject, fitted.plan, rewritten, view, change, metrics, speeds)
-    recorded, choice = rewritten.traced.cost, fitted.choice
-    scales = fitted.statistics.scales
-    verification = add_unseen(verification, subject, rewritten, scales, fitted.joint, seed=seed)
+        fit, carried, statistics = _carry_over(course, whole, setting)
+        finished = measure_carried(
+            fit, carried, statistics.scales, [Timing()], lambda: measure_metric(subject, carried.rewritten, evaluate)
+        )
     if not setting.known:
-        verification = replace(verification, data=f"{subject.data.description} (not fitted to)")
-    return Result(
-        plan=fitted.plan,
-        skipped=list_skipped(
-            subject.working, subject.traced, subject.candidates, choice.proposals, choice.allocation.chosen
-        ),
-        before=subject.traced,
-        after=rewritten.traced,
-        verification=verification,
-        budget_met=_is_met(plan, subject.traced.cost, recorded),
+        data = f"{subject.data.description} (not fitted to)"
+        finished = replace(finished, verification=replace(finished.verification, data=data))
+    return make_result(
+        finished,
+        budget_met=_is_met(plan, subject.traced.cost, carried.rewritten.traced.cost),
         notes=(
             _tell(plan),
             *(() if setting.known else (ALONE_NOTE,)),
-            *list_notes(
-                subject, choice, fitted.refitted,
-                recorded=recorded, budget=plan.budget, measured=verification.measured_change,
-            ),
-            *list_joint_notes(fitted.joint, mixed=subject.fitting.mixes > 0),
-            *view.notes,
+            *list_made_notes(finished),
+            *list_joint_notes(carried.joint, mixed=subject.fitting.mixes > 0),
+            *finished.view.notes,
         ),
-        seconds=tuple(stages.seconds),
-        provenance=describe_run(subject, fitted.plan),
-        model=rewritten.model,
-        graph_module=view.graph_module,
-        corrections=fitted.refitted.corrections,
-        recovery=None,
-    )  # fmt: skip
+        provenance=describe_run(subject, carried.plan),
+    )
 
 
 @dataclass(frozen=True)
@@ -178,18 +156,7 @@ class _Setting:
     storage: Storage
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """The plan with this model's numbers, and its weights."""
-
-    plan: Plan
-    choice: Choice
-    refitted: Refitted
-    joint: Joint
-    statistics: Statistics
-
-
-def _fit(course: Course, whole: Subject, setting: _Setting) -> _Fitted:
+def _carry_over(course: Course, whole: Subject, setting: _Setting) -> tuple[Fit, Carried, Statistics]:
     """The usual ingredients, with the plan in the place of a choice.
 
     Args:
@@ -208,12 +175,15 @@ def _fit(course: Course, whole: Subject, setting: _Setting) -> _Fitted:
     wish = Wish(setting.passes, {}, contract=False)
     fit = Fit(subject, Budget(macs=1.0), wish, recipe, setting.seed, stages, ALONE)
     plan, weights = _renew(course.plan, fit.make_plan(choice)), fit.fill(choice)
-    if not setting.known:
-        left = Refitted(weights, (), dict.fromkeys(weights, NO_DATA))
-        return _Fitted(plan, choice, left, Joint(skipped=NO_DATA), statistics)
-    refitted = fit.refit(plan, choice, weights, subject.fitting)
-    joint = fit_plan(whole, plan, refitted.weights, statistics.scales, recipe, stages)
-    return _Fitted(plan, choice, refitted, joint, statistics)
+    if setting.known:
+        refitted = fit.refit(plan, choice, weights, subject.fitting)
+        joint = fit_plan(whole, plan, refitted.weights, statistics.scales, recipe, stages)
+    else:
+        refitted = Refitted(weights, (), dict.fromkeys(weights, NO_DATA))
+        joint = Joint(skipped=NO_DATA)
+    with stages.stage("rewrite"):
+        rewritten = apply_plan(subject, plan, refitted.weights, joint.weights)
+    return fit, Carried(Stepping(choice), plan, refitted, joint, rewritten, None), statistics
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -697,10 +697,16 @@ def test_layers_whose_weight_torch_reads_for_its_fused_path_are_left_alone() -> 
 
 def test_a_result_over_the_budget_is_never_called_met() -> None:
     limits = {"macs": 100}
-    assert _is_met(Cost(macs=100), limits, contract=True)
-    assert not _is_met(Cost(macs=101), limits, contract=False)
+    assert _is_met(Cost(macs=100), limits, contract=True, promised=False)
+    assert not _is_met(Cost(macs=101), limits, contract=False, promised=False)
     with pytest.raises(BudgetError, match="recorded with 101 macs, more than planned"):
-        _is_met(Cost(macs=101), limits, contract=True)
+        _is_met(Cost(macs=101), limits, contract=True, promised=False)
+
+
+def test_a_budget_may_be_missed_for_a_promise_and_where_none_was_typed_none_is() -> None:
+    limits = {"macs": 100}
+    assert not _is_met(Cost(macs=101), limits, contract=True, promised=True)
+    assert _is_met(Cost(macs=101), limits, contract=False, promised=True)
 
 
 def test_parts_run_without_gradients_are_rewritten_all_the_same() -> None:

@@ -164,6 +164,16 @@ def test_a_cell_has_mean_and_standard_error() -> None:
     ]
 
 
+def test_draws_of_one_training_are_no_independent_evidence() -> None:
+    rows = [
+        replace(ROW, key=replace(ROW.key, training=training, draw=draw), after=ROW.before - loss)
+        for training, loss in enumerate((0.0, 0.0, 0.3))
+        for draw in range(3)
+    ]
+    assert summarise(rows).gain == pytest.approx(-0.1)
+    assert summarise(rows).error == pytest.approx(0.1)
+
+
 def test_the_best_within_a_time_is_the_most_accurate_then_the_nearest() -> None:
     times = [Timed("tiny", "ours", b, 1, 1.0, r, -0.5, c) for b, r, c in ((0.25, 0.4, 0.3), (0.5, 0.45, 0.1))]
     larger = replace(times[0], budget=0.75, ratio=0.8, gain=0.0)

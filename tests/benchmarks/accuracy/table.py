@@ -16,7 +16,7 @@ class Cell:
 
     Attributes:
         gain: Mean change of the metric.
-        error: Its standard error; NaN of one row.
+        error: Its standard error over trainings; NaN of one row.
         change: Mean KL or squared change of the output.
         macs: Mean share of the original's MACs.
         count: Rows in the means.
@@ -39,7 +39,12 @@ class Cell:
 
 
 def summarise(rows: Iterable[Row]) -> Cell:
-    """The means over rows."""
+    """The means over rows.
+
+    The standard error is that of the mean over trainings: draws of one training share its network and its test data,
+    so that a digit which that network only just gets right falls for all of them or for none. Of one training it is
+    that over draws.
+    """
     measured, failures = [], []
     for row in rows:
         if row.failure:
@@ -50,7 +55,12 @@ def summarise(rows: Iterable[Row]) -> Cell:
         nothing = float("nan")
         return Cell(nothing, nothing, nothing, nothing, 0, tuple(failures))
     gains = [row.gain for row in measured]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+    trainings = [
+        statistics.mean(row.gain for row in measured if row.key.training == training)
+        for training in sorted({row.key.training for row in measured})
+    ]
+    independent = trainings if len(trainings) > 1 else gains
+    error = statistics.stdev(independent) / len(independent) ** 0.5 if len(independent) > 1 else float("nan")
     return Cell(
         statistics.mean(gains), error, statistics.mean(row.change for row in measured),
         statistics.mean(row.macs for row in measured), len(measured), tuple(failures),

@@ -14,6 +14,7 @@ import bottleneck_opt as bo
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.recovery import Recovery
 from bottleneck_opt.testing import rewrite_at_full_rank
+from tests.benchmarks.accuracy.__main__ import _wanted
 from tests.benchmarks.accuracy.composing import Mixture, compose, find_largest
 from tests.benchmarks.accuracy.latency import Timed, find_best, time_interleaved
 from tests.benchmarks.accuracy.methods import FACTORS, METHODS, find_method
@@ -21,7 +22,7 @@ from tests.benchmarks.accuracy.problem import Problem
 from tests.benchmarks.accuracy.pruning import prune
 from tests.benchmarks.accuracy.rivals import WeightSvd, WeightTucker
 from tests.benchmarks.accuracy.rows import Key, Row, append_row, matches, read_filter, read_rows, write_rows
-from tests.benchmarks.accuracy.running import list_keys, list_missing
+from tests.benchmarks.accuracy.running import BUDGETS, list_keys, list_missing
 from tests.benchmarks.accuracy.table import render, summarise
 from tests.benchmarks.accuracy.tasks import Lesson, Task
 
@@ -172,6 +173,12 @@ def test_draws_of_one_training_are_no_independent_evidence() -> None:
     ]
     assert summarise(rows).gain == pytest.approx(-0.1)
     assert summarise(rows).error == pytest.approx(0.1)
+    assert summarise(rows[2:]).gain == pytest.approx(-0.1)
+
+
+def test_a_filter_may_name_more_trainings_than_the_tables_have() -> None:
+    keys = _wanted(read_filter("network=vgg,training=0|7,draw=0,method=ours"))
+    assert [(key.training, key.budget) for key in keys] == [(training, b) for training in (0, 7) for b in BUDGETS]
 
 
 def test_the_best_within_a_time_is_the_most_accurate_then_the_nearest() -> None:

@@ -69,12 +69,15 @@ def matches_name(field: str, value: str, only: list[tuple[str, frozenset[str]]])
 
 
 def _wanted(only: list[tuple[str, frozenset[str]]]) -> list[Key]:
-    """The keys of the tables, and those of methods that only a filter names."""
-    named = [value for name, values in only if name == "method" for value in values]
+    """The keys of the tables, and those of methods and further trainings that only a filter names."""
+    methods, named = (
+        [value for name, values in only if name == field for value in sorted(values)]
+        for field in ("method", "training")
+    )
     extra = [
         Key(network, training, draw, method, budget)
-        for network in TASKS for training in TRAININGS for draw in DRAWS
-        for method in named if method not in METHODS for budget in BUDGETS
+        for network in TASKS for training in sorted({*TRAININGS, *map(int, named)}) for draw in DRAWS
+        for method in methods if method not in METHODS or training not in TRAININGS for budget in BUDGETS
     ]  # fmt: skip
     return [key for key in (*list_keys(), *extra) if matches(key, only)]
 

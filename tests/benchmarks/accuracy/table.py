@@ -39,11 +39,10 @@ class Cell:
 
 
 def summarise(rows: Iterable[Row]) -> Cell:
-    """The means over rows.
+    """The means over trainings, each the mean over its draws, with their standard error.
 
-    The standard error is that of the mean over trainings: draws of one training share its network and its test data,
-    so that a digit which that network only just gets right falls for all of them or for none. Of one training it is
-    that over draws.
+    Draws of one training share its network and its test data: a digit that the network only just gets right falls for
+    all of them or for none, so they are not counted as independent. Of one training alone, its draws are.
     """
     measured, failures = [], []
     for row in rows:
@@ -62,7 +61,7 @@ def summarise(rows: Iterable[Row]) -> Cell:
     independent = trainings if len(trainings) > 1 else gains
     error = statistics.stdev(independent) / len(independent) ** 0.5 if len(independent) > 1 else float("nan")
     return Cell(
-        statistics.mean(gains), error, statistics.mean(row.change for row in measured),
+        statistics.mean(independent), error, statistics.mean(row.change for row in measured),
         statistics.mean(row.macs for row in measured), len(measured), tuple(failures),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import bottleneck_opt as bo
 from bottleneck_opt.errors import BudgetError
 from bottleneck_opt.recovery import Recovery
 from bottleneck_opt.testing import rewrite_at_full_rank
-from tests.benchmarks.accuracy.__main__ import _wanted
+from tests.benchmarks.accuracy.__main__ import list_wanted
 from tests.benchmarks.accuracy.composing import Mixture, compose, find_largest
 from tests.benchmarks.accuracy.latency import Timed, find_best, time_interleaved
 from tests.benchmarks.accuracy.methods import FACTORS, METHODS, find_method
@@ -177,7 +177,7 @@ def test_draws_of_one_training_are_no_independent_evidence() -> None:
 
 
 def test_a_filter_may_name_more_trainings_than_the_tables_have() -> None:
-    keys = _wanted(read_filter("network=vgg,training=0|7,draw=0,method=ours"))
+    keys = list_wanted(read_filter("network=vgg,training=0|7,draw=0,method=ours"))
     assert [(key.training, key.budget) for key in keys] == [(training, b) for training in (0, 7) for b in BUDGETS]
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         names = [name for name in TASKS if matches_name("network", name, only)]
         train_all(names, [seed for seed in TRAININGS if matches_name("training", str(seed), only)])
     if options.phase in {"all", "accuracy"}:
-        keys = list_missing(_wanted(only), {**known, **read_rows(rows)})
+        keys = list_missing(list_wanted(only), {**known, **read_rows(rows)})
         for number, text in enumerate(run(keys, rows, workers=options.workers), 1):
             print(f"[{number}] {text}", flush=True)
     if options.phase in {"all", "latency"}:
@@ -68,7 +68,7 @@ def matches_name(field: str, value: str, only: list[tuple[str, frozenset[str]]])
     return all(value in values for name, values in only if name == field)
 
 
-def _wanted(only: list[tuple[str, frozenset[str]]]) -> list[Key]:
+def list_wanted(only: list[tuple[str, frozenset[str]]]) -> list[Key]:
     """The keys of the tables, and those of methods and further trainings that only a filter names."""
     methods, named = (
         [value for name, values in only if name == field for value in sorted(values)]

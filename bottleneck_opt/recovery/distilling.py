@@ -19,7 +19,7 @@ from bottleneck_opt.recovery.axes import Axes, find_axes, step_along
 from bottleneck_opt.recovery.checkpoint import Checkpoint, Moving, Progress, Spare, find_checkpoint
 from bottleneck_opt.recovery.examples import Split, check_batch, count_batches, make_batch, split_examples
 from bottleneck_opt.recovery.norms import reestimate_norms
-from bottleneck_opt.recovery.objective import Objective, find_blocks
+from bottleneck_opt.recovery.objective import Objective, find_blocks, weigh_blocks
 from bottleneck_opt.recovery.options import Recovery
 from bottleneck_opt.recovery.step_sizes import (
     AGREEMENT_OF_FEW,
@@ -47,8 +47,9 @@ def distil(
     """Train a rewritten working copy towards the original's outputs.
 
     All floating parameters are trained, in eval mode throughout, so that dropout is off and batch norms keep their
-    statistics. The loss is the squared change of the output relative to its variance, plus twice the mean of the
-    same at the outputs of the blocks around rewritten layers. It is judged by the outputs alone. What is judged and
+    statistics. The loss is the squared change of the output relative to its variance, and the mean of the same at the
+    outputs of the blocks around rewritten layers, weighted to add twenty times as much before training
+    (:func:`~bottleneck_opt.recovery.objective.weigh_blocks`). It is judged by the outputs alone. What is judged and
     kept is a running mean of the weights (Polyak and Juditsky 1992). Steps are Adam's, along the axes of each layer's
     inputs and outputs (:mod:`bottleneck_opt.recovery.axes`): what the fits leave to learn lies where those vary little.
 
@@ -58,12 +59,10 @@ def distil(
     3.8e-4, 3.3e-4 (in steps a third smaller). The 300 steps took 3 to 27 % longer.
 
     Measured along the entries on two trainings of the digits ResNet at 0.15 of the MACs, by reduce and expand without
-    refitting, 64 unlabelled images, KL to the original on the 797 test digits, before 0.070 and 0.075. Weight of the
-    blocks 0: 0.011, 0.009; 0.5: 0.008, 0.007; 5: 0.007, 0.006; 10: 0.007, 0.006. The KL of the softmax as the loss
-    instead: 0.015, 0.019 without blocks, 0.007, 0.006 with them at weight 5; the squared change is as good and fits
-    every kind of output. Training the new layers only: the same within 5 %. Near the original (the default fits, 1,000
-    images) with weight 1 the VGG's KL was 0.9 times that with 5 (at 0.75 and 0.25), the ResNet's the same (at 0.5 and
-    0.25); from 64 images the ResNet's was 1.05 times that. Two lies between.
+    refitting, 64 unlabelled images, KL to the original on the 797 test digits, before 0.070 and 0.075. Without blocks
+    0.011, 0.009, with them 0.007, 0.006. The KL of the softmax as the loss instead: 0.015, 0.019 without blocks, 0.007,
+    0.006 with them; the squared change is as good and fits every kind of output. Training the new layers only: the same
+    within 5 %.
 
     Args:
         teacher: A working copy of the original.
@@ -130,12 +129,12 @@ def _prepare(
     first = make_batch(split, recovery, 0)
     for model in (teacher, student):
         check_batch(model, first, recovery.batch)
-    blocks = find_blocks(teacher, student, first) if recovery.features else ()
+    blocks = find_blocks(teacher, student, first, examples=split.examples) if recovery.features else ()
     objective = Objective(teacher, student, tuple(scales), blocks, recovery.loss, recovery.seed)
-    trained = trained_parameters(student)
-    axes, unturned = _try_axes(student, _take_batches(split, recovery, data), scales, recovery.seed)
+    trained, taken = trained_parameters(student), _take_batches(split, recovery, data)
+    axes, unturned = _try_axes(student, taken, scales, recovery.seed)
     checkpoint = find_checkpoint(teacher, student, data, recovery, trained, spare)
-    return _Lesson(objective, recovery, split, trained, axes, unturned, checkpoint)
+    return _Lesson(weigh_blocks(objective, taken.batches), recovery, split, trained, axes, unturned, checkpoint)
 
 
 def _try_axes(

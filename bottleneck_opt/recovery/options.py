@@ -48,7 +48,9 @@ class Recovery:
         crop: Side of random crops of pictures and volumes; None trains on them whole. For denoisers and the like; a
             classifier of whole pictures gains nothing.
         flip: Flip pictures left to right at random.
-        features: Follow the original inside too, at the outputs of the blocks that hold rewritten layers.
+        features: Follow the original inside too, at the outputs of the blocks that hold rewritten layers; of a plain
+            chain of layers at those of the layers themselves, unless the outputs of all examples are more numbers than
+            the model has weights.
         reestimate_norms: Measure the batch norms' statistics again in the end, kept where that helps.
         seed: Of the order of examples, crops and flips.
         loss: ``loss(student_output, teacher_output, inputs) -> scalar Tensor`` in place of the squared difference.

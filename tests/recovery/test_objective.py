@@ -10,11 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bottleneck_opt import optimize
 from bottleneck_opt.errors import InputError, ModelError
+from bottleneck_opt.factored import Factored
 from bottleneck_opt.inputs import Inputs, batch_size
 from bottleneck_opt.recovery import distil
-from tests.networks import noise
-from tests.recovery.samples import QUICK, X, data, double
+from bottleneck_opt.recovery.distilling import measure_scales
+from bottleneck_opt.recovery.objective import Objective, find_blocks, weigh_blocks
+from bottleneck_opt.working_copy import working_copy
+from tests.networks import conv, noise, seeded
+from tests.recovery.samples import QUICK, UNFITTED, X, data, double
 
 
 def test_calls_with_masks_shared_tensors_and_many_outputs() -> None:
@@ -94,3 +99,58 @@ def test_a_loss_of_the_users_own_is_followed(pair: tuple[nn.Module, nn.Module]) 
 def test_a_loss_that_is_none_is_told(pair: tuple[nn.Module, nn.Module], loss: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         distil(*pair, data(), replace(QUICK, loss=loss))
+
+
+class Chain(nn.Module):
+    """Five convolutions in a row, and either a map or a few values."""
+
+    def __init__(self, *, maps: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(conv(3 if not index else 16, 16) for index in range(5)))
+        self.maps = maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y if self.maps else y.mean((2, 3))[:, :2]
+
+
+def rewritten(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    small = optimize(net, X[:1], calibration=X, budget=0.4, passes=("reduce",), recipe=UNFITTED, progress=False)
+    return working_copy(net), working_copy(small.model)
+
+
+def chain(*, maps: bool) -> tuple[nn.Module, nn.Module]:
+    return rewritten(seeded(lambda: Chain(maps=maps), dtype=torch.float32))
+
+
+def test_blocks_of_few_layers_are_followed(pair: tuple[nn.Module, nn.Module]) -> None:
+    assert set(find_blocks(*pair, Inputs((X,)), examples=20)) <= {"blocks", "blocks.0", "blocks.1"}
+
+
+def test_of_a_chain_its_layers_are_followed_where_outputs_are_few() -> None:
+    pair = chain(maps=False)
+    found = find_blocks(*pair, Inputs((X,)), examples=len(X))
+    assert found == tuple(path for path, each in pair[1].named_modules() if isinstance(each, Factored))
+
+
+@pytest.mark.parametrize("layers", ["many examples", "large outputs"])
+def test_of_a_chain_nothing_is_followed_where_outputs_tell_enough(layers: str) -> None:
+    pair = chain(maps=layers == "large outputs")
+    assert find_blocks(*pair, Inputs((X,)), examples=20 if layers == "large outputs" else 10**6) == ()
+
+
+def test_what_is_inside_begins_with_twenty_times_the_loss_of_the_outputs() -> None:
+    pair, batch = chain(maps=False), Inputs((X,))
+    plain = Objective(*pair, measure_scales(pair[0], data()), find_blocks(*pair, batch, examples=20), None, 0)
+    weighed = weigh_blocks(plain, [batch])
+    outputs, inside = plain.compare_both(batch, 0)
+    assert inside is not None
+    assert float(weighed.weight * inside) == pytest.approx(20 * float(outputs), rel=1e-4)
+    assert float(weighed.training_loss(batch, 0)) == pytest.approx(21 * float(outputs), rel=1e-4)
+
+
+def test_beside_a_loss_of_the_users_own_what_is_inside_keeps_its_weight() -> None:
+    pair, batch = chain(maps=False), Inputs((X,))
+    blocks = find_blocks(*pair, batch, examples=20)
+    own = Objective(*pair, measure_scales(pair[0], data()), blocks, lambda got, wanted, inputs: got.sum(), 0)
+    assert weigh_blocks(own, [batch]) == own

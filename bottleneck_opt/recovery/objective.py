@@ -21,7 +21,7 @@ from bottleneck_opt.statistics import OutputScale
 MOST_FEATURES = 8
 LARGEST_BLOCK = 4  # layers
 INSIDE = 20.0  # at the start, what the blocks add to the loss, in multiples of what the outputs do
-INSIDE_BESIDE_OWN_LOSS = 2.0  # of their relative change: the size of the user's own loss tells nothing about it
+PLAIN_WEIGHT = 2.0  # where the loss of the outputs tells nothing about it: it is the user's own, or infinite
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,20 @@ class Objective:
     blocks: tuple[str, ...]
     loss: Loss | None
     seed: int
-    weight: float = INSIDE_BESIDE_OWN_LOSS
+    weight: float = PLAIN_WEIGHT
 
     def training_loss(self, batch: Inputs, step: int) -> Tensor:
         """The loss to learn from: of the outputs, and of the blocks."""
-        loss, inside = self.compare_both(batch, step)
-        return loss if inside is None else loss + self.weight * inside
+        outputs, inside = self.compare_both(batch, step)
+        return outputs + self.weight * inside
 
-    def compare_both(self, batch: Inputs, step: int) -> tuple[Tensor, Tensor | None]:
-        """How far apart the outputs are, and the blocks' outputs on average; None where no block is compared."""
+    def compare_both(self, batch: Inputs, step: int) -> tuple[Tensor, Tensor]:
+        """How far apart the outputs are, and those of the blocks on average; 0 where no block is compared."""
         with watched(self.teacher, self.blocks) as wanted, watched(self.student, self.blocks) as found:
             expected, got = self._run_both(batch, self.seed + step)
+        outputs = self._compare(expected, got, batch)
         inside = [_relative_change(wanted[path], found[path]) for path in self.blocks]
-        return self._compare(expected, got, batch), torch.stack(inside).mean() if inside else None
+        return outputs, torch.stack(inside).mean() if inside else outputs.new_zeros(())
 
     def mean_loss(self, batches: Iterable[Inputs]) -> float:
         """The loss to judge by: of the outputs alone, the mean over all examples; infinite where it is no number."""
@@ -106,13 +107,11 @@ def weigh_blocks(objective: Objective, batches: Iterable[Inputs]) -> Objective:
     """
     if objective.loss is not None or not objective.blocks:
         return objective
-    outputs, blocks = 0.0, 0.0
     with torch.no_grad():
-        for step, batch in enumerate(batches):
-            output, inside = objective.compare_both(batch, step)
-            outputs, blocks = outputs + float(output), blocks + (0.0 if inside is None else float(inside))
-    share = outputs / blocks if blocks > 0 else 0.0
-    return replace(objective, weight=INSIDE * share if math.isfinite(share) else INSIDE_BESIDE_OWN_LOSS)
+        changes = [objective.compare_both(batch, step) for step, batch in enumerate(batches)]
+    outputs, inside = (sum(map(float, each)) for each in zip(*changes, strict=True))
+    weight = INSIDE * outputs / inside if inside > 0 else math.inf
+    return replace(objective, weight=weight if math.isfinite(weight) else PLAIN_WEIGHT)
 
 
 def find_blocks(teacher: nn.Module, student: nn.Module, batch: Inputs, *, examples: int) -> tuple[str, ...]:
@@ -147,9 +146,9 @@ def find_blocks(teacher: nn.Module, student: nn.Module, batch: Inputs, *, exampl
     alike = {path for path in candidates if expected[path] and _shapes(expected[path]) == _shapes(got[path])}
     values = examples / batch_size(batch) * sum(each.numel() for each in outputs)
     weights = sum(each.numel() for each in student.parameters())
-    alone = alike if values < weights else alike & blocks
+    compared = alike if values < weights else alike & blocks
     chosen = dict.fromkeys(parents[path] if parents[path] in alike else path for path in layers)
-    paths = [path for path in chosen if path in alone]
+    paths = [path for path in chosen if path in compared]
     count = min(len(paths), MOST_FEATURES)
     return tuple(paths[round(index * (len(paths) - 1) / max(count - 1, 1))] for index in range(count))
 

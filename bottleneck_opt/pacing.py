@@ -23,7 +23,7 @@ from bottleneck_opt.slower import SlowOption
 from bottleneck_opt.stepping import Stepping
 from bottleneck_opt.timing.pace import Pace
 
-MOST_MODELS = 8
+MOST_MODELS, MOST_CHOICES = 8, 16
 CLOSE = 0.03
 NEAR = 0.2  # within this much of the limit, the same channels stay dropped while the rest is corrected
 ROUNDS, PATIENT_ROUNDS = 16, 8
@@ -146,16 +146,18 @@ def _choose_within(
     others = {unit: most for unit, most in wish.limits.items() if unit != TIME}
     first, looks = (wish, offers), list[_Look]()
     left_out: tuple[LeftOut, ...] = ()
-    while len(looks) < MOST_MODELS:
+    tried: list[tuple[float, float]] = []
+    while len(looks) < MOST_MODELS and len(tried) < MOST_CHOICES:
         milder = replace(wish, limits={**others, TIME: max(1, int(aim))}, contract=False)
         stepping, milder = _choose_faster(clock, milder, offers, choose, strict=True)
         found = () if stepping.clocked is None else stepping.clocked.left_out
         left_out = (*left_out, *(each for each in found if each not in left_out))
         look = _time(clock, pace, stepping, make_plan, looks)
+        tried.append((aim, look.measured))
         if any(_same(look, other) for other in looks):
-            if not wish.hold:
-                break
-            wish = replace(wish, slower=milder.slower, hold=False)  # what is held leaves nothing else to choose
+            if not wish.hold:  # what is held leaves nothing else to choose
+                aim = _go_between(tried, limit=limit, total=total)
+            wish = replace(wish, slower=milder.slower, hold=False)
             continue
         looks.append(look)
         if limit * (1 - CLOSE) <= look.measured <= limit or not stepping.choice.changed:
@@ -202,6 +204,23 @@ def _correct(aim: float, look: _Look, *, limit: float, total: float) -> float:
         return aim - 0.25 * (total - aim) - 0.1 * aim
     needed = total - limit * (1 - _SAFETY)
     return total - needed * hoped / saved
+
+
+def _go_between(tried: Sequence[tuple[float, float]], *, limit: float, total: float) -> float:
+    """Where the last aim brought nothing new: half way to the nearest one whose model was on the limit's other side.
+
+    Args:
+        tried: Aims and what was measured of the models that they led to, in order.
+        limit, total: The time that is asked for, and the original's.
+
+    Example:
+        >>> _go_between([(40.0, 30.0), (60.0, 55.0)], limit=50.0, total=100.0)
+        50.0
+    """
+    aim, measured = tried[-1]
+    if measured > limit:
+        return (aim + max((each for each, found in tried if found <= limit and each < aim), default=0.0)) / 2
+    return (aim + min((each for each, found in tried if found > limit and each > aim), default=total)) / 2
 
 
 def _time_smallest(

@@ -31,6 +31,7 @@ class Machine:
     Attributes:
         truth: How much of what layers save the model saves.
         floor: What a layer takes at least when it is timed alone.
+        grain: Share of the original's multiply-adds of which models save whole multiples only; 0 for any saving.
         slow: Forms, told by the kernels of their layers, that take far longer.
         timed: Settings in which models were timed, in order.
     """
@@ -38,6 +39,7 @@ class Machine:
     def __init__(self) -> None:
         self.truth = 1.0
         self.floor = 1
+        self.grain = 0.0
         self.slow: list[tuple[tuple[int, ...], ...]] = []
         self.timed: list[Timing] = []
         self.chains = 0
@@ -63,7 +65,8 @@ class Machine:
     ) -> Speed:
         self.timed.append(timing)
         whole, left = (bo.trace(each, inputs.args).cost.macs for each in (before, after))
-        first, second = whole * (1 + OVERHEAD), whole * (1 + OVERHEAD) - self.truth * (whole - left)
+        first, saved = whole * (1 + OVERHEAD), self.truth * (whole - left)
+        second = first - (saved // (self.grain * whole) * self.grain * whole if self.grain else saved)
         examples = (timing.batch or 1) / batch_size(inputs)
         scale = self.speed(timing) * examples / 1e6
         return Speed(first * scale, second * scale, 5, timing.threads, "pretended", batch=timing.batch)
@@ -115,6 +118,14 @@ def test_a_model_cut_down_because_layers_alone_seemed_slow_is_not_the_last(machi
     result = optimize("latency=0.55")
     assert result.budget_met
     assert 0.5 <= measured(result) <= 0.55
+
+
+def test_between_a_model_that_is_too_small_and_others_that_are_too_slow_more_are_timed(machine: Machine) -> None:
+    machine.truth, machine.floor, machine.grain = 1.4, 250_000, 0.2
+    result = optimize("latency=0.5")
+    assert result.budget_met
+    assert measured(result) <= 0.5
+    assert result.plan.predicted_loss < 0.1  # the smallest model of all, which is within the time too: 0.26
 
 
 def test_what_is_expected_after_a_correction_comes_true(machine: Machine) -> None:

@@ -155,9 +155,9 @@ def _choose_within(
         look = _time(clock, pace, stepping, make_plan, looks)
         tried.append((aim, look.measured))
         if any(_same(look, other) for other in looks):
-            if not wish.hold:  # what is held leaves nothing else to choose
+            if not wish.hold:
                 aim = _go_between(tried, limit=limit, total=total)
-            wish = replace(wish, slower=milder.slower, hold=False)
+            wish = replace(wish, slower=milder.slower, hold=False)  # what is held leaves nothing else to choose
             continue
         looks.append(look)
         if limit * (1 - CLOSE) <= look.measured <= limit or not stepping.choice.changed:
